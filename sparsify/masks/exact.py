@@ -1,0 +1,107 @@
+"""Masks with an exact number of active entries.
+
+A threshold prunes too much on ties and too little elsewhere; these functions work with counts. Equal
+scores are settled by position, so a mask is a function of its scores alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import SparsifyError, UserError
+
+
+def count(numel: int, density: float) -> int:
+    """Number of active entries that a density means, rounded half to even, at least 1.
+
+    Args:
+        numel: Entries in all, at least 1.
+        density: Kept share, in (0, 1].
+
+    Raises:
+        UserError: When the density is outside (0, 1].
+    """
+    if not 0.0 < density <= 1.0:
+        raise UserError(f"density must lie in (0, 1], got {density}")
+    return min(numel, max(1, round(density * numel)))
+
+
+def topk_mask(scores: Tensor, k: int) -> Tensor:
+    """Mask of the k largest scores; of equal scores the lowest (flat) index wins.
+
+    Args:
+        scores: Any shape, any real dtype; `-inf` marks what should go last.
+        k: Active entries, 0 to `scores.numel()`.
+
+    Returns:
+        Bool tensor of the shape of `scores` with exactly k entries set.
+
+    Raises:
+        SparsifyError: When a score is NaN, or k is out of range.
+    """
+    numel = scores.numel()
+    if not 0 <= k <= numel:
+        raise SparsifyError(f"cannot keep {k} of {numel} entries")
+    if k == 0 or k == numel:
+        return torch.full(scores.shape, k == numel, dtype=torch.bool, device=scores.device)
+    flat = scores.detach().reshape(-1)
+    threshold = torch.topk(flat, k, sorted=False).values.min()
+    if torch.isnan(threshold) or torch.isnan(flat).any():
+        raise SparsifyError("scores contain NaN: the weights or gradients they come from have diverged")
+    mask = flat > threshold
+    ties = torch.nonzero(flat == threshold).reshape(-1)
+    mask[ties[: k - int(mask.sum())]] = True
+    return mask.reshape(scores.shape)
+
+
+def random_mask(shape: Sequence[int], k: int, generator: torch.Generator | None = None) -> Tensor:
+    """Mask with exactly k entries set, every such mask equally likely.
+
+    A Bernoulli draw followed by random flips of the few entries that are too many or too few: linear time,
+    one byte an entry, no sort.
+
+    Args:
+        shape: Shape of the mask.
+        k: Active entries, 0 to the number of entries.
+        generator: Source of randomness; the mask lives on its device.
+
+    Raises:
+        SparsifyError: When k is out of range.
+    """
+    numel = math.prod(shape)
+    if not 0 <= k <= numel:
+        raise SparsifyError(f"cannot keep {k} of {numel} entries")
+    device = torch.device("cpu") if generator is None else generator.device
+    mask = torch.empty(numel, dtype=torch.bool, device=device)
+    if numel:
+        mask.bernoulli_(k / numel, generator=generator)
+    excess = int(torch.count_nonzero(mask)) - k
+    if excess:
+        _flip(mask, value=excess < 0, flips=abs(excess), generator=generator)
+    return mask.reshape(tuple(shape))
+
+
+def _flip(mask: Tensor, *, value: bool, flips: int, generator: torch.Generator | None) -> None:
+    """Sets `flips` uniformly chosen entries that differ from `value` to it, by rejection sampling."""
+    numel = mask.numel()
+    while flips:
+        active = int(torch.count_nonzero(mask))
+        eligible = numel - active if value else active
+        draws = min(4 * numel, math.ceil(1.1 * flips * numel / eligible) + 16)
+        drawn = torch.randint(numel, (draws,), generator=generator, device=mask.device)
+        drawn = drawn[mask[drawn] != value]
+        drawn = _first_occurrences(drawn)[:flips]
+        mask[drawn] = value
+        flips -= drawn.numel()
+
+
+def _first_occurrences(values: Tensor) -> Tensor:
+    """Drops repeats, keeping the order: truncating a sorted list would favour low indices."""
+    ordered, order = torch.sort(values, stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return values[torch.sort(order[first]).values]

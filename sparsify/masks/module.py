@@ -1,0 +1,52 @@
+"""The graph module that carries what this package knows about a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.fx
+
+from sparsify.errors import SparsifyError, UserError
+from sparsify.masks.state import attach_hooks
+
+KEY = "sparsify"
+
+
+class SparseGraphModule(torch.fx.GraphModule):
+    """A GraphModule whose masks survive copies, with the record of its making.
+
+    The record (plan, parameter map, scaling) lives in `meta["sparsify"]`, which torch carries through
+    deepcopy. Parameters lose their hooks there, so the copy gets its own.
+    """
+
+    @property
+    def sparsify(self) -> Any:
+        """The record: plan, parameter map and scaling of this model.
+
+        Raises:
+            SparsifyError: When none was stored.
+        """
+        if KEY not in self.meta:
+            raise SparsifyError("this module carries no record in meta['sparsify']")
+        return self.meta[KEY]
+
+    @sparsify.setter
+    def sparsify(self, record: Any) -> None:
+        self.meta[KEY] = record
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseGraphModule:
+        copied = super().__deepcopy__(memo)  # type: ignore[no-untyped-call]
+        attach_hooks(copied)
+        return copied  # type: ignore[no-any-return]
+
+    def __copy__(self) -> SparseGraphModule:
+        shallow = SparseGraphModule(self, self.graph)
+        shallow.meta = dict(self.meta)
+        attach_hooks(shallow)
+        return shallow
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise UserError(
+            "a sparse model cannot be pickled: it would come back without its record and its mask hooks; "
+            "use sparsify.save(model, 'model.pt2') and sparsify.load"
+        )

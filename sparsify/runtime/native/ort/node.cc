@@ -1,0 +1,258 @@
+#include "node.h"
+
+#include <cstring>
+
+namespace sparsify::ort {
+namespace {
+
+// Releases a shape record however its scope ends.
+class ShapeInfo {
+ public:
+  ShapeInfo(const OrtApi& api, OrtTensorTypeAndShapeInfo* info) : api_(api), info_(info) {}
+  ShapeInfo(const ShapeInfo&) = delete;
+  ShapeInfo& operator=(const ShapeInfo&) = delete;
+  ~ShapeInfo() { api_.ReleaseTensorTypeAndShapeInfo(info_); }
+  OrtTensorTypeAndShapeInfo* get() const { return info_; }
+
+  std::vector<int64_t> Dims() const {
+    size_t rank = 0;
+    Check(api_, api_.GetDimensionsCount(info_, &rank));
+    std::vector<int64_t> dims(rank);
+    if (rank > 0) Check(api_, api_.GetDimensions(info_, dims.data(), rank));
+    return dims;
+  }
+
+  OrtElementType Type() const {
+    OrtElementType type = kUndefined;
+    Check(api_, api_.GetTensorElementType(info_, &type));
+    return type;
+  }
+
+ private:
+  const OrtApi& api_;
+  OrtTensorTypeAndShapeInfo* info_;
+};
+
+OrtTensorTypeAndShapeInfo* ShapeOf(const OrtApi& api, const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  Check(api, api.GetTensorTypeAndShape(value, &info));
+  return info;
+}
+
+const void* DataOf(const OrtApi& api, const OrtValue* value) {
+  void* data = nullptr;
+  Check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  return data;
+}
+
+}  // namespace
+
+void Check(const OrtApi& api, OrtStatus* status) {
+  if (status == nullptr) return;
+  const std::string message = api.GetErrorMessage(status);
+  api.ReleaseStatus(status);
+  throw Error(message);
+}
+
+std::string ToString(const std::vector<int64_t>& dims) {
+  std::string text = "[";
+  for (size_t i = 0; i < dims.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(dims[i]);
+  return text + "]";
+}
+
+int64_t Product(const std::vector<int64_t>& values, size_t begin, size_t end) {
+  int64_t product = 1;
+  for (size_t i = begin; i < end; ++i) product *= values[i];
+  return product;
+}
+
+NodeInfo::NodeInfo(const OrtApi& api, const OrtKernelInfo* info, const char* op) : api_(api), info_(info) {
+  size_t size = 0;
+  Check(api_, api_.KernelInfo_GetNodeName(info_, nullptr, &size));
+  std::string name(size, '\0');
+  if (size > 0) {
+    Check(api_, api_.KernelInfo_GetNodeName(info_, name.data(), &size));
+    name.resize(std::strlen(name.c_str()));
+  }
+  label_ = std::string(op) + " node '" + name + "'";
+}
+
+void NodeInfo::Fail(const std::string& why) const { throw Error(label_ + ": " + why); }
+
+int64_t NodeInfo::Int(const char* name) const {
+  int64_t value = 0;
+  if (OrtStatus* status = api_.KernelInfoGetAttribute_int64(info_, name, &value)) {
+    api_.ReleaseStatus(status);
+    Fail(std::string("integer attribute '") + name + "' is missing");
+  }
+  return value;
+}
+
+std::vector<int64_t> NodeInfo::Ints(const char* name, size_t count) const {
+  std::vector<int64_t> values(count);
+  size_t size = 0;
+  OrtStatus* status = api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size);
+  if (status == nullptr && size == count) {
+    status = api_.KernelInfoGetAttributeArray_int64(info_, name, values.data(), &size);
+    if (status == nullptr) return values;
+  }
+  if (status != nullptr) api_.ReleaseStatus(status);
+  Fail(std::string("attribute '") + name + "' must be a list of " + std::to_string(count) + " integers");
+}
+
+std::string NodeInfo::String(const char* name) const {
+  size_t size = 0;
+  OrtStatus* status = api_.KernelInfoGetAttribute_string(info_, name, nullptr, &size);
+  std::string value(size, '\0');
+  if (status == nullptr && size > 0) {
+    status = api_.KernelInfoGetAttribute_string(info_, name, value.data(), &size);
+  }
+  if (status != nullptr) {
+    api_.ReleaseStatus(status);
+    Fail(std::string("string attribute '") + name + "' is missing");
+  }
+  value.resize(std::strlen(value.c_str()));
+  return value;
+}
+
+Activation NodeInfo::ReadActivation() const {
+  const std::string name = String("activation");
+  if (name == "none") return Activation::kNone;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  Fail("unknown activation '" + name + "'; this library knows none, relu, gelu and gelu_tanh");
+}
+
+std::vector<PackedTensor> NodeInfo::Packed() const {
+  size_t count = 0;
+  Check(api_, api_.KernelInfo_GetInputCount(info_, &count));
+  if (count <= kPacked) Fail("packed weights are missing");
+  std::vector<PackedTensor> tensors;
+  for (size_t i = kPacked; i < count; ++i) {
+    int is_constant = 0;
+    const OrtValue* value = nullptr;
+    Check(api_, api_.KernelInfoGetConstantInput_tensor(info_, i, &is_constant, &value));
+    if (is_constant == 0 || value == nullptr) {
+      Fail("packed weight " + std::to_string(i) + " must be an initializer of the graph");
+    }
+    const ShapeInfo shape(api_, ShapeOf(api_, value));
+    const std::vector<int64_t> dims = shape.Dims();
+    PackedTensor tensor;
+    tensor.data = DataOf(api_, value);
+    tensor.type = static_cast<ElementType>(shape.Type());
+    tensor.size = Product(dims, 0, dims.size());
+    tensors.push_back(tensor);
+  }
+  return tensors;
+}
+
+Context::~Context() {
+  if (scratch_ != nullptr) {
+    if (OrtStatus* status = api_.AllocatorFree(allocator_, scratch_)) api_.ReleaseStatus(status);
+  }
+  if (allocator_ != nullptr) api_.ReleaseAllocator(allocator_);
+  if (failure_ != nullptr) api_.ReleaseStatus(failure_);
+}
+
+Tensor Context::Input(size_t index) const {
+  const OrtValue* value = nullptr;
+  Check(api_, api_.KernelContext_GetInput(context_, index, &value));
+  Tensor tensor;
+  if (value == nullptr) return tensor;
+  tensor.dims = ShapeInfo(api_, ShapeOf(api_, value)).Dims();
+  tensor.data = static_cast<const float*>(DataOf(api_, value));
+  return tensor;
+}
+
+float* Context::Output(const std::vector<int64_t>& dims) {
+  OrtValue* value = nullptr;
+  Check(api_, api_.KernelContext_GetOutput(context_, 0, dims.data(), dims.size(), &value));
+  return static_cast<float*>(const_cast<void*>(DataOf(api_, value)));
+}
+
+void* Context::Scratch(const OrtMemoryInfo* memory, size_t bytes) {
+  if (bytes == 0) return nullptr;
+  Check(api_, api_.KernelContext_GetAllocator(context_, memory, &allocator_));
+  Check(api_, api_.AllocatorAlloc(allocator_, bytes, &scratch_));
+  return scratch_;
+}
+
+ParallelFor Context::Parallel(int threads) {
+  ParallelFor parallel;
+  parallel.run = &Context::RunTasks;
+  parallel.context = this;
+  parallel.threads = threads;
+  return parallel;
+}
+
+void Context::RunTasks(void* self, size_t count, void (*task)(void*, size_t), void* argument) {
+  auto* context = static_cast<Context*>(self);
+  OrtStatus* status = context->api_.KernelContext_ParallelFor(context->context_, task, count, 0, argument);
+  if (status == nullptr) return;
+  if (context->failure_ == nullptr) {
+    context->failure_ = status;
+  } else {
+    context->api_.ReleaseStatus(status);
+  }
+}
+
+void Context::Finish() {
+  OrtStatus* status = failure_;
+  failure_ = nullptr;
+  Check(api_, status);
+}
+
+Dims ShapeInference::Input(size_t index) const {
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // the context's own: not to be released
+  Check(api_, api_.ShapeInferContext_GetInputTypeShape(context_, index, &info));
+  size_t rank = 0;
+  Check(api_, api_.GetDimensionsCount(info, &rank));
+  Dims dims;
+  if (rank == 0) return dims;
+  std::vector<const char*> names(rank, "");
+  dims.values.resize(rank);
+  Check(api_, api_.GetDimensions(info, dims.values.data(), rank));
+  Check(api_, api_.GetSymbolicDimensions(info, names.data(), rank));
+  dims.symbols.assign(names.begin(), names.end());
+  return dims;
+}
+
+int64_t ShapeInference::Int(const char* name) const {
+  const OrtOpAttr* attribute = nullptr;
+  Check(api_, api_.ShapeInferContext_GetAttribute(context_, name, &attribute));
+  int64_t value = 0;
+  size_t bytes = 0;
+  Check(api_, api_.ReadOpAttr(attribute, kAttrInt, &value, sizeof(value), &bytes));
+  return value;
+}
+
+std::vector<int64_t> ShapeInference::Ints(const char* name, size_t count) const {
+  const OrtOpAttr* attribute = nullptr;
+  Check(api_, api_.ShapeInferContext_GetAttribute(context_, name, &attribute));
+  std::vector<int64_t> values(count);
+  size_t bytes = 0;
+  Check(api_, api_.ReadOpAttr(attribute, kAttrInts, values.data(), count * sizeof(int64_t), &bytes));
+  if (bytes != count * sizeof(int64_t)) {
+    throw Error(std::string("attribute '") + name + "' must be a list of " + std::to_string(count) +
+                " integers");
+  }
+  return values;
+}
+
+void ShapeInference::SetOutput(const Dims& dims) {
+  std::vector<const char*> names;
+  for (size_t i = 0; i < dims.values.size(); ++i) {
+    if (dims.values[i] < 0 && dims.symbols[i].empty()) return;
+    names.push_back(dims.symbols[i].c_str());
+  }
+  OrtTensorTypeAndShapeInfo* raw = nullptr;
+  Check(api_, api_.CreateTensorTypeAndShapeInfo(&raw));
+  const ShapeInfo info(api_, raw);
+  Check(api_, api_.SetTensorElementType(info.get(), kFloat));
+  Check(api_, api_.SetDimensions(info.get(), dims.values.data(), dims.values.size()));
+  Check(api_, api_.SetSymbolicDimensions(info.get(), names.data(), names.size()));
+  Check(api_, api_.ShapeInferContext_SetOutputTypeShape(context_, 0, info.get()));
+}
+
+}  // namespace sparsify::ort

@@ -1,0 +1,124 @@
+// What an operator sees of ONNX Runtime: its node when a kernel is created, its tensors when it runs, and the
+// shapes around it during shape inference. Everything here throws Error; Guard turns that into a status, so
+// that no exception crosses the ABI.
+#ifndef SPARSIFY_ORT_NODE_H_
+#define SPARSIFY_ORT_NODE_H_
+
+#include <cstdint>
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../kernels/api.h"
+#include "abi.h"
+
+namespace sparsify::ort {
+
+// Inputs of both operators: X, bias?, residual?, packed tensors...
+inline constexpr size_t kX = 0;
+inline constexpr size_t kBias = 1;
+inline constexpr size_t kResidual = 2;
+inline constexpr size_t kPacked = 3;
+
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Throws the status' message, if there is one, and releases it.
+void Check(const OrtApi& api, OrtStatus* status);
+
+template <typename Body>
+OrtStatus* Guard(const OrtApi& api, Body&& body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const Error& error) {
+    return api.CreateStatus(kInvalidArgument, error.what());
+  } catch (const std::exception& error) {
+    return api.CreateStatus(kFail, error.what());
+  } catch (...) {
+    return api.CreateStatus(kFail, "unknown exception in the sparse operators");
+  }
+}
+
+// A shape during inference: every dimension has a value, a symbol, or (unknown) neither: -1 and "".
+struct Dims {
+  std::vector<int64_t> values;
+  std::vector<std::string> symbols;
+};
+
+std::string ToString(const std::vector<int64_t>& dims);
+int64_t Product(const std::vector<int64_t>& values, size_t begin, size_t end);
+
+// The node of a kernel that is being created.
+class NodeInfo {
+ public:
+  NodeInfo(const OrtApi& api, const OrtKernelInfo* info, const char* op);
+
+  const std::string& label() const { return label_; }  // "SparseLinear node 'name'", for messages
+  int64_t Int(const char* name) const;
+  std::vector<int64_t> Ints(const char* name, size_t count) const;
+  std::string String(const char* name) const;
+  Activation ReadActivation() const;
+  // The packed tensors; they must be initializers. Valid while the session lives.
+  std::vector<PackedTensor> Packed() const;
+  [[noreturn]] void Fail(const std::string& why) const;
+
+ private:
+  const OrtApi& api_;
+  const OrtKernelInfo* info_;
+  std::string label_;
+};
+
+struct Tensor {
+  const float* data = nullptr;  // null when the optional input is absent
+  std::vector<int64_t> dims;
+};
+
+// One call of a kernel.
+class Context {
+ public:
+  Context(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {}
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+  ~Context();
+
+  Tensor Input(size_t index) const;
+  float* Output(const std::vector<int64_t>& dims);
+  // Memory from the session's allocator, freed with this object.
+  void* Scratch(const OrtMemoryInfo* memory, size_t bytes);
+  // Runs tasks on the session's threads. Valid while this object lives.
+  ParallelFor Parallel(int threads);
+  // Throws what went wrong inside Parallel's tasks.
+  void Finish();
+
+ private:
+  static void RunTasks(void* self, size_t count, void (*task)(void*, size_t), void* argument);
+
+  const OrtApi& api_;
+  OrtKernelContext* context_;
+  OrtAllocator* allocator_ = nullptr;
+  void* scratch_ = nullptr;
+  OrtStatus* failure_ = nullptr;
+};
+
+// One call of a shape inference function.
+class ShapeInference {
+ public:
+  ShapeInference(const OrtApi& api, OrtShapeInferContext* context) : api_(api), context_(context) {}
+  Dims Input(size_t index) const;  // no values when the shape is unknown
+  int64_t Int(const char* name) const;
+  std::vector<int64_t> Ints(const char* name, size_t count) const;
+  // Leaves the output's shape open when a dimension has neither a value nor a symbol.
+  void SetOutput(const Dims& dims);
+
+ private:
+  const OrtApi& api_;
+  OrtShapeInferContext* context_;
+};
+
+}  // namespace sparsify::ort
+
+#endif  // SPARSIFY_ORT_NODE_H_

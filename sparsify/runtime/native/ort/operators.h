@@ -1,0 +1,48 @@
+// The operators of domain ai.sparsify, version 1: y = activation(W x + bias + residual).
+#ifndef SPARSIFY_ORT_OPERATORS_H_
+#define SPARSIFY_ORT_OPERATORS_H_
+
+#include <memory>
+#include <string>
+
+#include "../kernels/api.h"
+#include "custom_op.h"
+#include "node.h"
+
+namespace sparsify::ort {
+
+// X [..., in_features] -> Y [..., out_features]
+class SparseLinear {
+ public:
+  static constexpr const char* kName = "SparseLinear";
+  static void InferShape(ShapeInference& shapes);
+  explicit SparseLinear(const NodeInfo& node);
+  void Compute(Context& context, const Settings& settings) const;
+
+ private:
+  std::string label_;
+  Activation activation_;
+  std::unique_ptr<LinearKernel> kernel_;
+};
+
+// X [N, in_channels, H, W] -> Y [N, out_channels, H', W']
+class SparseConv {
+ public:
+  static constexpr const char* kName = "SparseConv";
+  static void InferShape(ShapeInference& shapes);
+  explicit SparseConv(const NodeInfo& node);
+  void Compute(Context& context, const Settings& settings) const;
+
+ private:
+  std::string label_;
+  Activation activation_;
+  std::unique_ptr<ConvKernel> kernel_;
+};
+
+// Bias [out] and residual (y's shape) of one call; throws where a shape does not fit.
+Epilogue ReadEpilogue(const Context& context, const std::string& label, Activation activation, int64_t out,
+                      const std::vector<int64_t>& y_dims);
+
+}  // namespace sparsify::ort
+
+#endif  // SPARSIFY_ORT_OPERATORS_H_

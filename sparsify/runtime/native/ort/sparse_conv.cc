@@ -1,0 +1,94 @@
+#include <algorithm>
+
+#include "operators.h"
+
+namespace sparsify::ort {
+namespace {
+
+// One spatial axis of a convolution.
+struct Axis {
+  int64_t kernel, stride, pads, dilation;
+
+  int64_t Reach() const { return dilation * (kernel - 1); }
+  int64_t Output(int64_t size) const { return (size + pads - Reach() - 1) / stride + 1; }
+
+  // The output's symbol: the input's own where the size is kept, else one that is equal for equal geometry.
+  std::string Output(const std::string& symbol) const {
+    if (symbol.empty() || (stride == 1 && pads == Reach())) return symbol;
+    return "floor((" + symbol + " + " + std::to_string(pads - Reach() - 1) + ")/" + std::to_string(stride) +
+           ") + 1";
+  }
+};
+
+}  // namespace
+
+void SparseConv::InferShape(ShapeInference& shapes) {
+  Dims dims = shapes.Input(kX);
+  if (dims.values.empty()) return;
+  if (dims.values.size() != 4) throw Error("SparseConv: X must have four dimensions");
+  const int64_t in = shapes.Int("in_channels");
+  if (dims.values[1] >= 0 && dims.values[1] != in) {
+    throw Error("SparseConv: X has " + std::to_string(dims.values[1]) + " channels, but in_channels is " +
+                std::to_string(in));
+  }
+  const auto kernel = shapes.Ints("kernel_shape", 2);
+  const auto strides = shapes.Ints("strides", 2);
+  const auto pads = shapes.Ints("pads", 4);
+  const auto dilations = shapes.Ints("dilations", 2);
+  if (std::min(strides[0], strides[1]) < 1) throw Error("SparseConv: strides must be positive");
+  dims.values[1] = shapes.Int("out_channels");
+  dims.symbols[1].clear();
+  for (size_t i = 0; i < 2; ++i) {
+    const Axis axis{kernel[i], strides[i], pads[i] + pads[i + 2], dilations[i]};
+    int64_t& size = dims.values[2 + i];
+    if (size >= 0 && size + axis.pads <= axis.Reach()) {
+      throw Error("SparseConv: X of size " + std::to_string(size) + " is smaller than the dilated kernel");
+    }
+    if (size >= 0) size = axis.Output(size);
+    dims.symbols[2 + i] = axis.Output(dims.symbols[2 + i]);
+  }
+  shapes.SetOutput(dims);
+}
+
+SparseConv::SparseConv(const NodeInfo& node) : label_(node.label()), activation_(node.ReadActivation()) {
+  ConvAttributes attributes;
+  attributes.out_channels = node.Int("out_channels");
+  attributes.in_channels = node.Int("in_channels");
+  const auto copy = [&node](const char* name, int64_t* to, size_t count) {
+    const std::vector<int64_t> values = node.Ints(name, count);
+    std::copy(values.begin(), values.end(), to);
+  };
+  copy("kernel_shape", attributes.kernel, 2);
+  copy("strides", attributes.strides, 2);
+  copy("pads", attributes.pads, 4);
+  copy("dilations", attributes.dilations, 2);
+  const std::string layout = node.String("layout");
+  const std::vector<PackedTensor> packed = node.Packed();
+  std::string error;
+  kernel_ = CreateConv(layout.c_str(), nullptr, attributes, packed.data(), packed.size(), &error);
+  if (kernel_ == nullptr) node.Fail(error);
+}
+
+void SparseConv::Compute(Context& context, const Settings& settings) const {
+  const ConvAttributes& attributes = kernel_->attributes();
+  const Tensor x = context.Input(kX);
+  if (x.dims.size() != 4 || x.dims[1] != attributes.in_channels) {
+    throw Error(label_ + ": X has shape " + ToString(x.dims) + " instead of [N, " +
+                std::to_string(attributes.in_channels) + ", H, W]");
+  }
+  const int64_t batch = x.dims[0], height = x.dims[2], width = x.dims[3];
+  int64_t out_height = 0, out_width = 0;
+  if (!kernel_->OutputSize(height, width, &out_height, &out_width)) {
+    throw Error(label_ + ": X of height " + std::to_string(height) + " and width " + std::to_string(width) +
+                " is too small for the kernel, or too large");
+  }
+  const std::vector<int64_t> y_dims = {batch, attributes.out_channels, out_height, out_width};
+  const Epilogue epilogue = ReadEpilogue(context, label_, activation_, attributes.out_channels, y_dims);
+  float* y = context.Output(y_dims);
+  if (batch == 0) return;
+  void* scratch =
+      context.Scratch(settings.memory, kernel_->ScratchBytes(batch, height, width, settings.threads));
+  kernel_->Run(x.data, batch, height, width, epilogue, y, context.Parallel(settings.threads), scratch);
+}
+
+}  // namespace sparsify::ort

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch.fx
 
 from sparsify.errors import SparsifyError, UserError
-from sparsify.masks.state import attach_hooks
+from sparsify.masks.state import SUFFIX, attach_hooks
 
 KEY = "sparsify"
 
@@ -35,14 +35,17 @@ class SparseGraphModule(torch.fx.GraphModule):
         self.meta[KEY] = record
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseGraphModule:
-        copied = super().__deepcopy__(memo)  # type: ignore[no-untyped-call]
+        copied = super().__deepcopy__(memo)
         attach_hooks(copied)
-        return copied  # type: ignore[no-any-return]
+        return cast(SparseGraphModule, copied)
 
     def __copy__(self) -> SparseGraphModule:
         shallow = SparseGraphModule(self, self.graph)
         shallow.meta = dict(self.meta)
-        attach_hooks(shallow)
+        # Submodules are shared, masks included; those of the root's own parameters no node refers to.
+        for name, buffer in self._buffers.items():
+            if name.endswith(SUFFIX) and name not in shallow._buffers:
+                shallow.register_buffer(name, buffer)
         return shallow
 
     def __reduce__(self) -> tuple[Any, ...]:

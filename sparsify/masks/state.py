@@ -31,29 +31,30 @@ class GradientMask:
     """
 
     def __init__(self, owner: nn.Module, name: str) -> None:
-        # The mask is looked up at every call: `Module.to` replaces buffers, and a reference held here would
-        # go stale. The owner is held weakly because it holds the parameter, which holds this hook.
+        # The mask is looked up at every call, because `Module.to` replaces buffers. The owner is held weakly,
+        # because it holds the parameter, which holds this hook; the parameter may outlive it.
         self._owner = weakref.ref(owner)
         self._name = name
+        self._mask = _mask_of(owner, name)
         self.collecting = False
         self.collected: Tensor | None = None
 
     def __call__(self, grad: Tensor) -> Tensor:
         """Returns the gradient with zeros outside the mask."""
-        owner = self._owner()
-        if owner is None:
-            raise SparsifyError(
-                f"the module that owned the masked parameter '{self._name}' is gone, and its mask with it; "
-                "keep the module alive, or build a new parameter from the weight"
-            )
         if self.collecting:
             if self.collected is None:
                 self.collected = grad.detach().clone()
             else:
                 self.collected.add_(grad.detach())
-        mask = owner.get_buffer(self._name + SUFFIX)
+        owner = self._owner()
+        if owner is not None:
+            self._mask = _mask_of(owner, self._name)
         # masked_fill, not a product: 0 * inf is NaN, and would reach weights that must stay zero.
-        return grad.masked_fill(~mask, 0)
+        return grad.masked_fill(~self._mask, 0)
+
+    def guards(self, owner: nn.Module, name: str) -> bool:
+        """Whether this hook follows the mask of that parameter of that module."""
+        return self._owner() is owner and self._name == name
 
     def collect(self, collecting: bool) -> None:
         """Starts a new sum of dense gradients, or stops and frees it."""
@@ -68,16 +69,19 @@ class MaskedParameter:
     Attributes:
         fqn: Path of the parameter in the model, e.g. `layers.0.fc.weight`.
         param: The parameter.
-        mask: Bool tensor of the parameter's shape: the buffer itself, not a copy.
         owner: The module that holds both.
         name: Name of the parameter in its owner.
     """
 
     fqn: str
     param: nn.Parameter
-    mask: Tensor
     owner: nn.Module
     name: str
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool tensor of the parameter's shape: the buffer itself, not a copy."""
+        return _mask_of(self.owner, self.name)
 
     @property
     def density(self) -> float:
@@ -114,7 +118,7 @@ def set_mask(owner: nn.Module, name: str, mask: Tensor) -> None:
         owner.register_buffer(name + SUFFIX, mask.to(param.device, copy=True))
     else:
         buffer.copy_(mask)
-    zero_outside(param, owner.get_buffer(name + SUFFIX))
+    zero_outside(param, _mask_of(owner, name))
     _attach(owner, name, param)
 
 
@@ -129,7 +133,7 @@ def masked_parameters(model: nn.Module) -> dict[str, MaskedParameter]:
                 continue
             seen.add(id(param))
             fqn = f"{prefix}.{name}" if prefix else name
-            found[fqn] = MaskedParameter(fqn, param, mask, owner, name)
+            found[fqn] = MaskedParameter(fqn, param, owner, name)
     return found
 
 
@@ -171,15 +175,22 @@ def verify_masks(model: nn.Module) -> None:
     if broken:
         raise SparsifyError(
             f"weights outside the mask are not zero in {', '.join(broken)}: something other than the "
-            "optimizer wrote to them (an initialiser, an averaged copy, a loaded state); set the mask again with "
-            "masks.set_mask, or zero them"
+            "optimizer wrote to them (an initialiser, an averaged copy, a loaded state); set the mask again "
+            "with masks.set_mask, or zero them"
         )
+
+
+def _mask_of(owner: nn.Module, name: str) -> Tensor:
+    mask = owner._buffers[name + SUFFIX]
+    if mask is None:
+        raise SparsifyError(f"the mask of '{name}' was removed from its module; set it with masks.set_mask")
+    return mask
 
 
 def _attach(owner: nn.Module, name: str, param: nn.Parameter) -> None:
     if param in _HOOKS:
         hook, handle = _HOOKS[param]
-        if hook._owner() is owner and hook._name == name:
+        if hook.guards(owner, name):
             return
         handle.remove()
         del _HOOKS[param]
@@ -187,5 +198,5 @@ def _attach(owner: nn.Module, name: str, param: nn.Parameter) -> None:
     # A frozen parameter refuses hooks, but keeps those it has: it must have one when it is unfrozen.
     frozen = not param.requires_grad
     param.requires_grad_(True)
-    _HOOKS[param] = (hook, param.register_hook(hook))
+    _HOOKS[param] = (hook, param.register_hook(hook))  # type: ignore[no-untyped-call]
     param.requires_grad_(not frozen)

@@ -68,8 +68,8 @@ def param_groups(
     stored = "sp" if scaling is None else scaling.parameterization
     if parameterization is not None and parameterization != stored:
         raise UserError(
-            f"the model was made with parameterization '{stored}', '{parameterization}' was asked for; it is fixed "
-            "when a model is transformed, because initial weights depend on it: transform the model again"
+            f"the model was made with parameterization '{stored}', '{parameterization}' was asked for; it is "
+            "fixed when a model is transformed, since initial weights depend on it: transform the model again"
         )
     groups: dict[float, dict[str, Any]] = {}
     for name, aliases, param in _trainable(model):
@@ -98,6 +98,6 @@ def _factor(scaling: Scaling, names: list[str], optimizer: OptimizerFamily) -> f
             if fqn in scaling:
                 return scaling[fqn].sgd_lr if optimizer == "sgd" else scaling[fqn].adam_lr
     raise UserError(
-        f"no scaling is stored for parameter '{names[0]}': it was added after the transform; freeze it here and "
-        "give it to the optimizer in a group of your own"
+        f"no scaling is stored for parameter '{names[0]}': it was added after the transform; freeze it here "
+        "and give it to the optimizer in a group of your own"
     )

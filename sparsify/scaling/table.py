@@ -144,8 +144,8 @@ def scaling_table(
     Args:
         facts: One entry for every parameter.
         parameterization: `supar` corrects for width and density, `mup` for width only, `sp` for nothing.
-        density_exponent: γ in m_ρ = density^γ, 0 < γ ≤ 1. Dynamic sparse training wants less than 1: there the
-            full correction goes too far.
+        density_exponent: γ in m_ρ = density^γ, 0 < γ ≤ 1. Dynamic sparse training wants less than 1: there
+            the full correction goes too far.
         lr_behind_batchnorm: Also correct the learning rate of weights whose output is batch-normalised. They
             are scale-invariant, so that weight decay undoes most of it; off by default.
 

@@ -1,0 +1,34 @@
+"""Static sparse training: the masks stay as they are."""
+
+from __future__ import annotations
+
+from torch import nn, optim
+
+from sparsify.dst.base import Algorithm
+from sparsify.masks import verify_masks
+
+
+class Static(Algorithm):
+    """Trains under fixed masks and checks, now and then, that they hold.
+
+    Args:
+        model: The masked model.
+        optimizer: One of torch's elementwise optimizers.
+        total_steps: Length of the run in optimizer steps; the masks are checked once more at its end.
+        update_every: Steps between two checks.
+
+    Raises:
+        UserError: When the optimizer is unsuitable or has no masked parameter.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: optim.Optimizer, *, total_steps: int, update_every: int = 100
+    ) -> None:
+        super().__init__(model, optimizer)
+        self.total_steps = total_steps
+        self.update_every = update_every
+
+    def after_step(self) -> None:
+        """Verifies the masks every `update_every` steps."""
+        if self.step % self.update_every == 0 or self.step == self.total_steps:
+            verify_masks(self.model)

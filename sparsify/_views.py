@@ -1,0 +1,145 @@
+"""How each command's JSON object looks as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsify._console import Output
+
+
+def _refusals(out: Output, refusals: Sequence[Mapping[str, str]]) -> None:
+    if refusals:
+        rows = [(row["fqn"], row["rule"], row["reason"]) for row in refusals]
+        out.table("left as they are", ("layer", "rule", "reason"), rows)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def inspect(out: Output, data: Mapping[str, Any]) -> None:
+    """Shows what is in a model file."""
+    if data["kind"] == "onnx":
+        rows = [(row["node"], row["op"], _shape(row["shape"]), row["density"]) for row in data["layers"]]
+        out.table(f"{data['file']}: {data['parameters']:,} parameters", ("node", "operator", "weight", "density"), rows)
+        return
+    columns = ("layer", "kind", "role", "weight", "density", "MFLOPs dense")
+    rows = [
+        (row["fqn"], row["kind"], row["role"], _shape(row["shape"]), row["density"], row["flops"] / 1e6)
+        for row in data["layers"]
+    ]
+    title = f"{data['file']}: {data['parameters']:,} parameters, {data['nonzero']:,} non-zero"
+    out.table(title, columns, rows)
+    groups = [
+        (row["id"], row["size"], row["granularity"], row["pinned"] or "", ", ".join(row["members"][:4]) + _more(row))
+        for row in data["groups"]
+    ]
+    out.table("width groups", ("group", "size", "step", "pinned because", "members"), groups)
+    _refusals(out, data["refusals"])
+
+
+def _more(row: Mapping[str, Any]) -> str:
+    rest = len(row["members"]) - 4
+    return f" and {rest} more" if rest > 0 else ""
+
+
+def doctor(out: Output, data: Mapping[str, Any]) -> None:
+    """Shows the checks of the installation."""
+    rows = [
+        (row["name"], "ok" if row["ok"] else "PROBLEM", row["detail"], row.get("advice") or "")
+        for row in data["checks"]
+    ]
+    out.table("installation", ("check", "state", "found", "what to do"), rows)
+
+
+def transform(out: Output, data: Mapping[str, Any]) -> None:
+    """Shows what a transformation made of every layer."""
+    columns = ("layer", "kind", "family", "weight", "density", "width", "MFLOPs")
+    rows = [
+        (
+            row["fqn"],
+            row["kind"],
+            row["family"],
+            _shape(row["shape"]),
+            row["density"],
+            row["width"],
+            row["flops"] / 1e6,
+        )
+        for row in data["layers"]
+    ]
+    out.table("plan", columns, rows)
+    _refusals(out, data["refusals"])
+    flops, parameters = data["flops"], data["parameters"]
+    out.line(
+        f"FLOPs: {flops['dense'] / 1e6:,.2f}M dense, {flops['sparse'] / 1e6:,.2f}M sparse, ratio {flops['ratio']:.4f}"
+    )
+    out.line(
+        f"parameters: {parameters['dense']:,} dense, {parameters['stored']:,} stored, "
+        f"{parameters['nonzero']:,} non-zero"
+    )
+    if data["output"]:
+        out.line(f"written: {data['output']}")
+
+
+def finetune(out: Output, data: Mapping[str, Any]) -> None:
+    """Shows the metrics of a training run."""
+    out.table("result", ("metric", "value"), list(data["metrics"].items()))
+    out.line(f"density of the masked weights: {data['density']:.4f}")
+    out.line(f"written: {data['output']}")
+    if data["checkpoints"]:
+        out.line(f"checkpoints, log and plot: {data['checkpoints']}")
+
+
+def lower(out: Output, data: Mapping[str, Any]) -> None:
+    """Shows what became of every node."""
+    rows = [
+        (row["node"], row["op"], _shape(row["shape"] or ()), row["density"], row["decision"], row["reason"])
+        for row in data.get("layers", [])
+    ]
+    if rows:
+        out.table("nodes", ("node", "operator", "weight", "density", "decision", "reason"), rows)
+    nodes = data["nodes"]
+    out.line(f"{nodes['sparse']} sparse and {nodes['dense']} dense nodes, {data['bytes']:,} bytes")
+    out.line(f"largest absolute error: {data['max_abs_error']:.2e}")
+    out.line(f"written: {data['output']}")
+
+
+def bench(out: Output, data: Mapping[str, Any]) -> None:
+    """Shows latencies beside the baseline's."""
+    columns = ("model", "batch", "threads", "p50 ms", "p90 ms", "p99 ms", "std ms", "examples/s")
+    rows = []
+    for row in data["results"]:
+        latency = row["latency_ms"]
+        cells = (latency["p50"], latency["p90"], latency["p99"], latency["std"], row["throughput"])
+        rows.append((row["model"], row["batch"], row["threads"], *cells))
+    out.table("latency", columns, rows)
+    speedups = [(row["batch"], row["threads"], row["speedup"]) for row in data["speedup"]]
+    if speedups:
+        kind = data["baseline"]["kind"]
+        out.table(f"speedup over the {kind} dense model", ("batch", "threads", "speedup"), speedups)
+    if data.get("max_abs_error") is not None:
+        out.line(f"largest absolute error: {data['max_abs_error']:.2e}")
+    if data.get("profile"):
+        nodes = [(row["node"], row["op"], row["us"], row["share"]) for row in data["profile"]]
+        out.table("time by node", ("node", "operator", "µs", "share"), nodes)
+
+
+def bench_layer(out: Output, data: Mapping[str, Any]) -> None:
+    """Shows one layer's times beside the dense layer's."""
+    columns = ("sparsity", "batch", "layout", "kernel", "dense µs", "sparse µs", "speedup", "GFLOP/s")
+    keys = ("sparsity", "batch", "layout", "kernel", "dense_us", "sparse_us", "speedup", "gflops")
+    out.table("one layer", columns, [tuple(row[key] for key in keys) for row in data["results"]])
+
+
+def demo(out: Output, data: Mapping[str, Any]) -> None:
+    """Shows the demonstration's summary and how to repeat it."""
+    from sparsify.demo.report import COLUMNS, summary_rows
+
+    out.table("the same FLOPs, spent sparsely", ("", *COLUMNS.values()), summary_rows(data))
+    folder = Path(data["files"]["report"]).parent
+    out.line(f"report: {data['files']['report']}")
+    out.line(f"to repeat it on a model of your own, in {folder}:")
+    for command in data["commands"]:
+        out.line("  " + command)

@@ -1,0 +1,157 @@
+"""The public verbs; the only module that knows the whole order: load, trace, plan, rewrite, train, export."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sparsify import archive, lowering, onnx_export, planning, train
+from sparsify.archive import load, save
+from sparsify.errors import UserError
+from sparsify.graph.trace import trace
+from sparsify.graph.traced import Traced
+from sparsify.masks.module import SparseGraphModule
+from sparsify.passes import rewrite
+from sparsify.planning import Plan, plan
+from sparsify.scaling import param_groups
+from sparsify.train import FinetuneResult
+
+__all__ = [
+    "Plan",
+    "export",
+    "finetune",
+    "load",
+    "param_groups",
+    "plan",
+    "save",
+    "trace",
+    "transform",
+]
+
+Init = Literal["scratch", "preserve"]
+Parameterization = Literal["supar", "mup", "sp"]
+
+
+def transform(
+    model: nn.Module | Traced,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    plan: Plan | None = None,
+    init: Init = "scratch",
+    parameterization: Parameterization = "supar",
+    density_exponent: float | None = None,
+    seed: int = 0,
+    dynamic: bool = True,
+    dynamic_shapes: Any = None,
+    base_std: Mapping[str, float] | None = None,
+    **plan_options: Any,
+) -> SparseGraphModule:
+    """Rewrites a dense model into a sparse model of the same FLOPs (or, masked, of the same shapes).
+
+    Args:
+        model: Dense model, or its trace.
+        args: Example positional inputs; their shapes are the ones FLOPs are taken at.
+        kwargs: Example keyword inputs.
+        plan: A plan made earlier; otherwise one is made from `plan_options`.
+        init: `scratch` draws new weights, `preserve` keeps the given ones where the family allows it.
+        parameterization: How initial weights and learning rates follow width and density.
+        density_exponent: γ of m_ρ^γ in SμPar; 1 when not given.
+        seed: Seed of weights and masks; the same seed gives the same model, tensor by tensor.
+        dynamic: Whether batch and sequence dimensions stay free.
+        dynamic_shapes: Explicit `torch.export` dynamic shapes instead of `dynamic`.
+        base_std: Base standard deviation of initial weights by parameter fqn.
+        **plan_options: Options of `plan`: family, sparsity, width, pattern, scope, budget, ….
+
+    Returns:
+        A graph module that trains and exports like any other; `.sparsify` holds plan, parameter map, scaling.
+
+    Raises:
+        UnsupportedModelError: The model cannot be captured or rewritten.
+        BudgetError: No density meets the FLOP budget at the width asked for.
+        InvalidPlanError: `plan` does not fit the model.
+        UserError: Options that contradict each other, or weights with NaN.
+    """
+    if plan is not None and plan_options:
+        raise UserError(f"plan= already decides {', '.join(sorted(plan_options))}; give one or the other")
+    if isinstance(model, Traced):
+        traced = model
+    else:
+        traced = trace(model, tuple(args), dict(kwargs or {}), dynamic=dynamic, dynamic_shapes=dynamic_shapes)
+    chosen = plan if plan is not None else planning.plan(traced, **plan_options)
+    return rewrite(
+        traced,
+        chosen,
+        init=init,
+        parameterization=parameterization,
+        density_exponent=density_exponent,
+        seed=seed,
+        base_std=base_std,
+    )
+
+
+def finetune(
+    model: nn.Module, data: Any, *, output: str | Path | None = None, method: str = "rigl", **options: Any
+) -> FinetuneResult:
+    """Trains a model on a data SPEC with fixed or changing masks and saves the result.
+
+    Args:
+        model: A transformed or loaded model, or any `nn.Module` with `method="dense"`.
+        data: Data SPEC (`digits`, `fashion-mnist[:DIR]`, `npz:FILE`, `text:FILE_OR_DIR`,
+            `package.module:function`).
+        output: Archive to write; checkpoints and logs go to `<output>.ckpt/` while training.
+        method: `dense`, `static` or `rigl`.
+        **options: Options of `sparsify.train.finetune`: epochs, steps, batch_size, optimizer, lr, ….
+
+    Returns:
+        The metrics, the density, the history of the run, and the trained model.
+
+    Raises:
+        UserError: A data SPEC, method or option that does not fit.
+    """
+    result = train.finetune(model, data, output=output, method=method, **options)
+    if output is not None:
+        trained = result.model
+        if not isinstance(trained, SparseGraphModule):
+            trained = archive.wrap(trace(trained, result.example_args))
+        save(trained, output)
+    return result
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    dense: bool = False,
+) -> lowering.LowerReport:
+    """Writes ONNX: lowered to sparse operators where they are faster, or plain with zeros in place.
+
+    Args:
+        model: A transformed, loaded or plain model.
+        path: File to write; appears whole or not at all.
+        args: Example inputs; not needed for models that were transformed or loaded from an archive.
+        kwargs: Example keyword inputs.
+        dense: Write standard operators only.
+
+    Returns:
+        What became of every node, the file's size in bytes, and the largest absolute error against torch.
+
+    Raises:
+        ParityError: The written model's outputs differ from the model's.
+        UserError: Example inputs are needed, or a weight outside its mask is not zero.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return onnx_export.export(model, path, args=args, kwargs=kwargs, dense=dense)
+
+
+def device_name() -> str:
+    """Returns the device that training uses when none is asked for."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

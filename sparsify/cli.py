@@ -1,0 +1,361 @@
+"""The command line: a typer skin over `sparsify.commands`; printing lives in `_console` and `_views`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparsify import _views as views
+from sparsify._console import Format, Output, exit_codes
+
+app = typer.Typer(
+    name="sparsify",
+    help="Compile dense PyTorch models into sparse models of the same FLOPs, train, export and run them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+)
+
+FormatOption = Annotated[Format, typer.Option("--format", help="Text for people or one JSON object on stdout.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-pickle", help="Load files that run code while loading (pickles).")
+]
+FactoryOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PKG:FACTORY", help="Callable that builds the model of a state_dict file."),
+]
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SPEC",
+        help="Example input, e.g. 'x:float32[batch,3,224,224]'; named dimensions stay dynamic. Repeatable.",
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of weights, masks and data order.")]
+ThreadsOption = Annotated[str, typer.Option("--threads", help="Thread counts, comma-separated.")]
+
+
+def _numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
+    try:
+        values = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        values = []
+    if not values or any(not value > 0 for value in values):
+        raise typer.BadParameter(f"{text!r} is not a comma-separated list of positive numbers", param_hint=option)
+    return values
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """Sparse models of the same FLOPs: transform, finetune, export, bench."""
+    if version:
+        from sparsify import __version__
+
+        typer.echo(f"sparsify {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Model: .pt2, pickled module, state_dict, safetensors or .onnx.")],
+    inputs: InputOption = None,
+    trust_pickle: TrustOption = False,
+    model: FactoryOption = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Show what is in a model file: layers, densities, FLOPs, width groups, sparse nodes.
+
+    Example: sparsify inspect model.pt
+    """
+    from sparsify import commands
+
+    out = Output(output_format)
+    data = commands.inspect(file, inputs=inputs or [], trust_pickle=_consent(trust_pickle, out), factory=model)
+    out.result(data)
+    views.inspect(out, data)
+
+
+@app.command()
+def doctor(output_format: FormatOption = Format.text) -> None:
+    """Check the installation: library, CPU instruction sets, ONNX Runtime, a self-test of the kernels."""
+    from sparsify import commands
+
+    out = Output(output_format)
+    data = commands.doctor()
+    out.result(data)
+    views.doctor(out, data)
+    if not data["ok"]:
+        raise SystemExit(3)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for models and report.")] = Path("demo"),
+    seed: SeedOption = 0,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Do the main job on scikit-learn's digits and write a report (about 3 minutes on 2 cores)."""
+    from sparsify.demo import run_demo
+
+    out = Output(output_format)
+    data = run_demo(output, seed=seed, say=out.say)
+    out.result(data)
+    views.demo(out, data)
+
+
+@app.command()
+def transform(
+    model_file: Annotated[Path, typer.Argument(metavar="MODEL", help="Dense model: .pt2, pickle, state_dict.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Archive to write; not needed with --plan-only.")
+    ] = None,
+    family: Annotated[str, typer.Option(help="wide: same FLOPs; masked: same shapes.")] = "wide",
+    sparsity: Annotated[float | None, typer.Option(min=0.0, max=0.9999, help="1 − density; 0.75 if not given.")] = None,
+    width: Annotated[float | None, typer.Option(help="Width factor k; the density is solved for it.")] = None,
+    pattern: Annotated[str, typer.Option(help="What masks look like: unstructured.")] = "unstructured",
+    scope: Annotated[str, typer.Option(help="all: every width; inner: off the residual stream only.")] = "all",
+    budget: Annotated[str, typer.Option(help="model: whole-model FLOPs; layer: the papers' rule.")] = "model",
+    distribution: Annotated[str, typer.Option(help="Densities over layers: uniform.")] = "uniform",
+    init: Annotated[str, typer.Option(help="scratch: new weights; preserve: keep the given ones.")] = "scratch",
+    parameterization: Annotated[str, typer.Option(help="supar, mup or sp.")] = "supar",
+    density_exponent: Annotated[float | None, typer.Option(help="γ of SμPar's density ratio; 1 if not given.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Plan JSON to apply instead of making one.")] = None,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan and stop; -o writes it as JSON.")] = False,
+    inputs: InputOption = None,
+    keep_dense: Annotated[list[str] | None, typer.Option(help="Layers to leave dense (pattern). Repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="The only layers to rewrite (pattern). Repeatable.")] = None,
+    trust_pickle: TrustOption = False,
+    model: FactoryOption = None,
+    seed: SeedOption = 0,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Rewrite a dense model into a sparse one of the same FLOPs.
+
+    Example: sparsify transform model.pt -o sparse.pt2 --sparsity 0.75
+    """
+    from sparsify import commands
+
+    if output is None and not plan_only:
+        raise typer.BadParameter("say where the result goes, or ask for the plan with --plan-only", param_hint="-o")
+    out = Output(output_format)
+    planned = {
+        "family": family,
+        "sparsity": sparsity,
+        "width": width,
+        "pattern": pattern,
+        "scope": scope,
+        "budget": budget,
+        "distribution": distribution,
+        "keep_dense": tuple(keep_dense or ()),
+        "only": tuple(only or ()),
+    }
+    data = commands.transform(
+        model_file,
+        output,
+        plan_file=plan,
+        plan_only=plan_only,
+        plan_options=planned,
+        init=init,
+        parameterization=parameterization,
+        density_exponent=density_exponent,
+        inputs=inputs or [],
+        trust_pickle=_consent(trust_pickle, out),
+        factory=model,
+        seed=seed,
+        say=out.say,
+    )
+    out.result(data)
+    views.transform(out, data)
+
+
+@app.command()
+def finetune(
+    model_file: Annotated[Path, typer.Argument(metavar="MODEL", help="Archive to train.")],
+    data_spec: Annotated[
+        str,
+        typer.Option(
+            "--data", help="digits, fashion-mnist[:DIR], npz:FILE, text:FILE_OR_DIR or package.module:function."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Archive to write.")],
+    method: Annotated[str, typer.Option(help="dense, static or rigl.")] = "rigl",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 128,
+    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
+    lr: Annotated[float | None, typer.Option(help="Base learning rate, as tuned on the dense model.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Base weight decay.")] = 0.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    trust_pickle: TrustOption = False,
+    model: FactoryOption = None,
+    seed: SeedOption = 0,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Train a model with fixed or changing masks; checkpoints, log and plot go to OUT.ckpt/.
+
+    Example: sparsify finetune sparse.pt2 --data digits --method rigl -o trained.pt2
+    """
+    from sparsify import commands
+
+    out = Output(output_format)
+    options = {
+        "method": method,
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "resume": resume,
+        "seed": seed,
+    }
+    data = commands.finetune(
+        model_file,
+        data_spec,
+        output,
+        {key: value for key, value in options.items() if value is not None},
+        trust_pickle=_consent(trust_pickle, out),
+        factory=model,
+    )
+    out.result(data)
+    views.finetune(out, data)
+
+
+@app.command()
+def export(
+    model_file: Annotated[Path, typer.Argument(metavar="MODEL", help="Archive to export.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")],
+    dense: Annotated[bool, typer.Option("--dense", help="Standard operators only, zeros in place.")] = False,
+    inputs: InputOption = None,
+    trust_pickle: TrustOption = False,
+    model: FactoryOption = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write ONNX, lowered to sparse operators where they are faster, and check its outputs.
+
+    Example: sparsify export trained.pt2 -o model.onnx
+    """
+    from sparsify import commands
+
+    out = Output(output_format)
+    data = commands.export(
+        model_file, output, dense=dense, inputs=inputs or [], trust_pickle=_consent(trust_pickle, out), factory=model
+    )
+    out.result(data)
+    views.lower(out, data)
+
+
+@app.command()
+def lower(
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="Any ONNX file with zeros in its weights.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")],
+    tune: Annotated[bool, typer.Option("--tune", help="Decide by measuring on this machine.")] = False,
+    layout: Annotated[str | None, typer.Option(help="Force a layout: csr or dense.")] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Replace nodes of an ONNX file by sparse operators where they are faster.
+
+    Example: sparsify lower pruned.onnx -o sparse.onnx
+    """
+    from sparsify import commands
+
+    out = Output(output_format)
+    data = commands.lower(source, output, tune=tune, layout=layout)
+    out.result(data)
+    views.lower(out, data)
+
+
+@app.command()
+def bench(
+    model_file: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Model to time.")],
+    baseline: Annotated[Path | None, typer.Option(help="The original dense model, as ONNX.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1",
+    threads: ThreadsOption = "1",
+    duration: Annotated[float, typer.Option(min=0.05, help="Seconds for each model and setting.")] = 4.0,
+    warmup: Annotated[int, typer.Option(min=0, help="Calls before counting.")] = 5,
+    profile: Annotated[bool, typer.Option("--profile", help="Also time every node.")] = False,
+    require_speedup: Annotated[
+        float | None, typer.Option(help="Exit with 3 when any setting's speedup is below this.")
+    ] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Time a model beside its dense baseline in the same process, in alternating blocks.
+
+    Example: sparsify bench model.onnx --baseline dense.onnx --batch 1,64 --threads 1,2
+    """
+    from sparsify import commands
+
+    out = Output(output_format)
+    data = commands.bench(
+        model_file,
+        baseline=baseline,
+        batches=_numbers(batch, int, "--batch"),
+        threads=_numbers(threads, int, "--threads"),
+        duration=duration,
+        warmup=warmup,
+        profile=profile,
+    )
+    out.result(data)
+    views.bench(out, data)
+    commands.require_speedup(data, require_speedup)
+
+
+@app.command(name="bench-layer")
+def bench_layer(
+    linear: Annotated[str | None, typer.Option(metavar="INxOUT", help="A linear layer, e.g. 3072x768.")] = None,
+    conv: Annotated[
+        str | None, typer.Option(metavar="CxKxRxS@HxW", help="A convolution, e.g. 64x64x3x3@56x56.")
+    ] = None,
+    sparsity: Annotated[str, typer.Option(help="Sparsities, comma-separated.")] = "0.8,0.9",
+    pattern: Annotated[str, typer.Option(help="What masks look like: unstructured.")] = "unstructured",
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,64,256",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of both sides.")] = 1,
+    duration: Annotated[float, typer.Option(min=0.05, help="Seconds for each setting.")] = 2.0,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Time one sparse layer beside ONNX Runtime's dense one, in alternating blocks.
+
+    Example: sparsify bench-layer --linear 3072x768 --sparsity 0.9 --batch 1,64,256
+    """
+    from sparsify import commands
+
+    if (linear is None) == (conv is None):
+        raise typer.BadParameter("give exactly one of --linear and --conv", param_hint="--linear/--conv")
+    out = Output(output_format)
+    data = commands.bench_layer(
+        linear=linear,
+        conv=conv,
+        sparsities=_numbers(sparsity, float, "--sparsity"),
+        pattern=pattern,
+        batches=_numbers(batch, int, "--batch"),
+        threads=threads,
+        duration=duration,
+    )
+    out.result(data)
+    views.bench_layer(out, data)
+
+
+def _consent(trust_pickle: bool, out: Output) -> Any:
+    """Returns the answer given by flag, else a question that is asked only at a terminal."""
+    if trust_pickle or out.is_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return trust_pickle
+    return lambda message: typer.confirm(f"{message}\nLoad it all the same?", default=False, err=True)
+
+
+def main() -> None:
+    """Entry point of the `sparsify` command."""
+    with exit_codes(debug=bool(os.environ.get("SPARSIFY_DEBUG"))):
+        app()
+
+
+if __name__ == "__main__":
+    main()

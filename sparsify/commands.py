@@ -1,0 +1,294 @@
+"""What each command does with files, as functions that return the command's JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sparsify import runtime
+from sparsify._console import CheckFailed
+from sparsify.errors import InvalidPlanError, UserError
+
+Consent = bool | Callable[[str], bool]
+ONNX_SUFFIXES = {".onnx"}
+
+
+def load_model(path: Path, *, trust_pickle: Consent, factory: str | None) -> Any:
+    """Loads a model file; where consent is a question, asks it only once it is needed.
+
+    Raises:
+        UserError: The file is not a model, or needs consent or a factory that was not given.
+    """
+    from sparsify import api
+    from sparsify.archive import PickleConsentError
+
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    try:
+        return api.load(path, trust_pickle=trust_pickle is True, factory=factory)
+    except PickleConsentError as error:
+        if trust_pickle is False or trust_pickle is True or not trust_pickle(str(error)):
+            raise
+        return api.load(path, trust_pickle=True, factory=factory)
+
+
+def traced_from(model: Any, inputs: Sequence[str]) -> Any:
+    """Traces a loaded model with the inputs that the user named, else with those that its archive records.
+
+    Raises:
+        UserError: The model has no recorded inputs and none were given.
+    """
+    from sparsify import api
+    from sparsify.graph.inputs import InputSpec
+    from sparsify.masks.module import SparseGraphModule
+
+    if inputs:
+        spec = InputSpec.parse(inputs)
+    elif isinstance(model, SparseGraphModule):
+        spec = model.sparsify.inputs
+    else:
+        raise UserError(
+            "this file does not say what the model's inputs look like; describe each one, for example "
+            "--input 'x:float32[batch,3,224,224]' (named dimensions stay dynamic)"
+        )
+    args, kwargs = spec.example()
+    return api.trace(model, args, kwargs, dynamic_shapes=spec.dynamic_shapes())
+
+
+def inspect(path: Path, *, inputs: Sequence[str], trust_pickle: Consent, factory: str | None) -> dict[str, Any]:
+    """Describes a model file: an ONNX file's nodes, or a PyTorch model's layers, FLOPs and width groups."""
+    if path.suffix in ONNX_SUFFIXES:
+        from sparsify.lowering import describe
+
+        return describe(path)
+    from sparsify.graph.facts import describe_groups, facts
+    from sparsify.masks.module import SparseGraphModule
+
+    model = load_model(path, trust_pickle=trust_pickle, factory=factory)
+    traced = traced_from(model, inputs)
+    found = facts(traced)
+    plan = model.sparsify.plan if isinstance(model, SparseGraphModule) else None
+    sizes = {group.id: group.size for group in found.groups}
+    density = {} if plan is None else {layer.fqn: layer.density for layer in plan.layers}
+    layers = [
+        {
+            "fqn": layer.fqn,
+            "kind": layer.kind,
+            "role": layer.role,
+            "shape": [int(dim.evaluate(sizes)) for dim in layer.dims],
+            "density": density.get(layer.fqn, 1.0),
+            "flops": int(layer.flops.evaluate(sizes)),
+        }
+        for layer in found.layers
+    ]
+    dense_flops = sum(layer["flops"] for layer in layers) + int(found.other_flops.evaluate(sizes))
+    return {
+        "file": str(path),
+        "kind": "torch",
+        "family": None if plan is None else plan.options.family,
+        "parameters": sum(p.numel() for p in traced.module.parameters()),
+        "nonzero": sum(int(p.count_nonzero()) for p in traced.module.parameters()),
+        "flops": dense_flops,
+        "layers": layers,
+        "groups": describe_groups(found),
+        "refusals": [asdict(refusal) for refusal in (*traced.refusals, *found.refusals)],
+    }
+
+
+def doctor() -> dict[str, Any]:
+    """Checks the installation."""
+    return runtime.doctor()
+
+
+def transform(
+    path: Path,
+    output: Path | None,
+    *,
+    plan_file: Path | None,
+    plan_only: bool,
+    plan_options: Mapping[str, Any],
+    init: str,
+    parameterization: str,
+    density_exponent: float | None,
+    inputs: Sequence[str],
+    trust_pickle: Consent,
+    factory: str | None,
+    seed: int,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Rewrites a dense model file; with `plan_only` makes and writes the plan only."""
+    from sparsify import api
+
+    say(f"loading {path}")
+    traced = traced_from(load_model(path, trust_pickle=trust_pickle, factory=factory), inputs)
+    plan = _read_plan(plan_file) if plan_file else api.plan(traced, **plan_options)
+    if plan_only:
+        text = plan.to_json()
+        if output is not None:
+            _write_text(output, text)
+        return _plan_summary(plan) | {
+            "parameters": plan.parameters,
+            "weights": None,
+            "output": str(output) if output else None,
+            "plan": json.loads(text),
+        }
+    say("rewriting")
+    model = api.transform(
+        traced,
+        plan=plan,
+        init=init,  # type: ignore[arg-type]
+        parameterization=parameterization,  # type: ignore[arg-type]
+        density_exponent=density_exponent,
+        seed=seed,
+    )
+    if output is None:
+        raise UserError("say where the result goes with -o")
+    say(f"saving {output}")
+    api.save(model, output)
+    record = model.sparsify
+    return _plan_summary(record.plan) | {
+        "parameters": record.plan.parameters,
+        "weights": record.weights,
+        "output": str(output),
+    }
+
+
+def _read_plan(path: Path) -> Any:
+    from sparsify import api
+
+    try:
+        return api.Plan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidPlanError(f"cannot read the plan {path}: {error}") from error
+
+
+def _plan_summary(plan: Any) -> dict[str, Any]:
+    return {
+        "flops": {"dense": plan.flops.dense, "sparse": plan.flops.sparse, "ratio": plan.flops.ratio},
+        "layers": [
+            {
+                "fqn": layer.fqn,
+                "kind": layer.kind,
+                "family": layer.family,
+                "density": layer.density,
+                "width": layer.width,
+                "flops": layer.flops,
+                "shape": list(layer.shape),
+            }
+            for layer in plan.layers
+        ],
+        "refusals": [asdict(refusal) for refusal in plan.refusals],
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def finetune(
+    path: Path,
+    data: str,
+    output: Path,
+    options: Mapping[str, Any],
+    *,
+    trust_pickle: Consent = False,
+    factory: str | None = None,
+) -> dict[str, Any]:
+    """Trains a model file and writes the trained archive."""
+    from sparsify import api
+
+    model = load_model(path, trust_pickle=trust_pickle, factory=factory)
+    result = api.finetune(model, data, output=output, **options)
+    return {
+        "metrics": result.metrics,
+        "density": result.density,
+        "output": str(output),
+        "checkpoints": str(result.checkpoints) if result.checkpoints else None,
+    }
+
+
+def export(
+    path: Path, output: Path, *, dense: bool, inputs: Sequence[str], trust_pickle: Consent = False, factory: str | None = None
+) -> dict[str, Any]:
+    """Exports a model file to ONNX."""
+    from sparsify import api
+    from sparsify.graph.inputs import InputSpec
+
+    model = load_model(path, trust_pickle=trust_pickle, factory=factory)
+    args, kwargs = InputSpec.parse(inputs).example() if inputs else (None, None)
+    report = api.export(model, output, args=args, kwargs=kwargs, dense=dense)
+    return report.to_dict() | {"output": str(output)}
+
+
+def lower(source: Path, output: Path, *, tune: bool, layout: str | None) -> dict[str, Any]:
+    """Lowers an ONNX file."""
+    from sparsify import lowering
+
+    report = lowering.lower(source, output, tune=tune, layout=layout)
+    return report.to_dict() | {"output": str(output)}
+
+
+def bench(
+    path: Path,
+    *,
+    baseline: Path | None,
+    batches: Sequence[int],
+    threads: Sequence[int],
+    duration: float,
+    warmup: int = 5,
+    profile: bool = False,
+) -> dict[str, Any]:
+    """Times an ONNX file beside its dense baseline."""
+    return runtime.bench(
+        path,
+        baseline=baseline,
+        batches=batches,
+        threads=threads,
+        duration=duration,
+        warmup=warmup,
+        profile=profile,
+    )
+
+
+def require_speedup(data: Mapping[str, Any], least: float | None) -> None:
+    """Checks the speedups of a bench result.
+
+    Raises:
+        CheckFailed: Some setting's speedup is below `least`.
+    """
+    if least is None:
+        return
+    below = [row for row in data["speedup"] if row["speedup"] < least]
+    if below:
+        worst = min(below, key=lambda row: row["speedup"])
+        raise CheckFailed(
+            f"speedup {worst['speedup']:.2f} at batch {worst['batch']}, {worst['threads']} threads "
+            f"is below the required {least:g}"
+        )
+
+
+def bench_layer(
+    *,
+    linear: str | None,
+    conv: str | None,
+    sparsities: Sequence[float],
+    pattern: str,
+    batches: Sequence[int],
+    threads: int,
+    duration: float,
+) -> dict[str, Any]:
+    """Times one sparse layer beside ONNX Runtime's dense one."""
+    return runtime.bench_layer(
+        linear=linear,
+        conv=conv,
+        sparsities=sparsities,
+        pattern=pattern,
+        batches=batches,
+        threads=threads,
+        seconds=duration,
+    )

@@ -1,0 +1,208 @@
+"""Runs the main job on scikit-learn's digits: dense, sparse of the same FLOPs, and dense of the wide shape."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsify import api, commands
+from sparsify.archive import wrap
+from sparsify.demo.model import DigitsCNN
+from sparsify.demo.report import write_report
+
+STEPS = 220
+TRAINING = ("--optimizer", "sgd", "--lr", "0.1", "--weight-decay", "0.0005", "--batch-size", "64")
+OPTIONS: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "batch_size": 64}
+SPARSITY = 0.75
+
+
+@dataclass
+class Journal:
+    """The commands of the run as a user would type them.
+
+    Attributes:
+        folder: Folder that the file names are relative to.
+        say: Receives a line of talk.
+        lines: Command lines, in order.
+    """
+
+    folder: Path
+    say: Callable[[str], None]
+    lines: list[str] = field(default_factory=list)
+
+    def note(self, *words: str) -> None:
+        """Records one command and says it."""
+        line = shlex.join(("sparsify", *words))
+        self.lines.append(line)
+        self.say("$ " + line)
+
+
+def run_demo(
+    folder: Path,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    bench_seconds: float = 2.0,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Trains, rewrites, exports and times; writes models, ONNX files, `summary.json` and `report.html`.
+
+    Args:
+        folder: Folder to write into; made if missing.
+        seed: Seed of weights, masks and data order.
+        steps: Optimizer steps of each of the three trainings.
+        bench_seconds: Seconds of timing for each model and setting.
+        say: Receives what is going on, line by line.
+
+    Returns:
+        `flops_ratio`, `accuracy`, `max_abs_error`, `latency_ms`, `files`, and one entry a column of the table.
+
+    Raises:
+        SparsifyError: Whatever a stage raises.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder, say)
+    trained = {"dense": _train_dense(journal, "dense", DigitsCNN, seed, steps)}
+    transformed = _transform(journal, seed)
+    trained["sparse"] = _finetune(journal, "sparse.pt2", "trained.pt2", "rigl", seed, steps)
+    widths = _realised_widths(transformed)
+    trained["wide"] = _train_dense(journal, "wide", lambda: DigitsCNN(widths), seed, steps)
+    exported = {
+        "dense": _export(journal, "model.pt", "dense.onnx", dense=True),
+        "sparse": _export(journal, "trained.pt2", "sparse.onnx", dense=False),
+        "wide": _export(journal, "wide.pt", "wide.onnx", dense=True),
+    }
+    timed = {
+        "sparse": _bench(journal, "sparse.onnx", bench_seconds),
+        "wide": _bench(journal, "wide.onnx", bench_seconds),
+    }
+    data = _summary(folder, transformed, trained, exported, timed)
+    data["commands"] = journal.lines
+    data["steps"] = steps
+    data["files"]["report"] = str(folder / "report.html")
+    data["files"]["summary"] = str(folder / "summary.json")
+    write_report(folder / "report.html", data, folder)
+    (folder / "summary.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+    return data
+
+
+def _train_dense(
+    journal: Journal, name: str, build: Callable[[], torch.nn.Module], seed: int, steps: int
+) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    model = build()
+    untrained = f"{name}-untrained.pt"
+    journal.say(f"building the {name} model: {sum(p.numel() for p in model.parameters()):,} parameters")
+    api.save(wrap(api.trace(model, (torch.zeros(2, 1, 8, 8),))), journal.folder / untrained)
+    output = "model.pt" if name == "dense" else f"{name}.pt"
+    return _finetune(journal, untrained, output, "dense", seed, steps)
+
+
+def _finetune(
+    journal: Journal, source: str, output: str, method: str, seed: int, steps: int
+) -> dict[str, Any]:
+    how = ("--method", method, "--steps", str(steps), *TRAINING, "--seed", str(seed))
+    journal.note("finetune", source, "--data", "digits", *how, "-o", output)
+    return commands.finetune(
+        journal.folder / source,
+        "digits",
+        journal.folder / output,
+        OPTIONS | {"method": method, "steps": steps, "seed": seed},
+    )
+
+
+def _transform(journal: Journal, seed: int) -> dict[str, Any]:
+    journal.note("transform", "model.pt", "-o", "sparse.pt2", "--sparsity", str(SPARSITY), "--seed", str(seed))
+    return commands.transform(
+        journal.folder / "model.pt",
+        journal.folder / "sparse.pt2",
+        plan_file=None,
+        plan_only=False,
+        plan_options={"family": "wide", "sparsity": SPARSITY},
+        init="scratch",
+        parameterization="supar",
+        density_exponent=None,
+        inputs=(),
+        trust_pickle=False,
+        factory=None,
+        seed=seed,
+    )
+
+
+def _realised_widths(transformed: dict[str, Any]) -> tuple[int, int, int, int]:
+    out = {layer["fqn"]: layer["shape"][0] for layer in transformed["layers"]}
+    return out["stem.0"], out["block1.conv2"], out["block2.conv2"], out["block3.conv2"]
+
+
+def _export(journal: Journal, source: str, output: str, *, dense: bool) -> dict[str, Any]:
+    journal.note("export", source, "-o", output, *(("--dense",) if dense else ()))
+    return commands.export(journal.folder / source, journal.folder / output, dense=dense, inputs=())
+
+
+def _bench(journal: Journal, model: str, seconds: float) -> dict[str, Any]:
+    settings = ("--baseline", "dense.onnx", "--batch", "1,64", "--threads", "1", "--duration", f"{seconds:g}")
+    journal.note("bench", model, *settings)
+    return commands.bench(
+        journal.folder / model,
+        baseline=journal.folder / "dense.onnx",
+        batches=(1, 64),
+        threads=(1,),
+        duration=seconds,
+    )
+
+
+def _median(timed: dict[str, Any], model: str, batch: int) -> dict[str, float]:
+    for row in timed["results"]:
+        if row["model"] == model and row["batch"] == batch:
+            latency = row["latency_ms"]
+            return {"p50": latency["p50"], "p90": latency["p90"]}
+    raise KeyError(f"{model} at batch {batch} was not timed")
+
+
+def _summary(
+    folder: Path,
+    transformed: dict[str, Any],
+    trained: dict[str, Any],
+    exported: dict[str, Any],
+    timed: dict[str, Any],
+) -> dict[str, Any]:
+    columns = {}
+    archives = {"dense": "model.pt", "sparse": "trained.pt2", "wide": "wide.pt"}
+    for name, archive in archives.items():
+        described = commands.inspect(folder / archive, inputs=(), trust_pickle=False, factory=None)
+        flops = transformed["flops"]["sparse"] if name == "sparse" else described["flops"]
+        source, side = (timed["sparse"], "baseline") if name == "dense" else (timed[name], "model")
+        columns[name] = {
+            "flops": flops,
+            "parameters_stored": described["parameters"],
+            "parameters_nonzero": described["nonzero"],
+            "accuracy": trained[name]["metrics"]["accuracy"],
+            "loss": trained[name]["metrics"]["loss"],
+            "file_bytes": exported[name]["bytes"],
+            "latency_ms": {str(batch): _median(source, side, batch) for batch in (1, 64)},
+            "max_abs_error": exported[name]["max_abs_error"],
+            "checkpoints": trained[name]["checkpoints"],
+        }
+    return {
+        "flops_ratio": transformed["flops"]["ratio"],
+        "accuracy": {name: columns[name]["accuracy"] for name in columns},
+        "max_abs_error": exported["sparse"]["max_abs_error"],
+        "latency_ms": {name: columns[name]["latency_ms"]["1"]["p50"] for name in columns},
+        "files": {
+            "dense": str(folder / "model.pt"),
+            "sparse": str(folder / "trained.pt2"),
+            "onnx_dense": str(folder / "dense.onnx"),
+            "onnx_sparse": str(folder / "sparse.onnx"),
+        },
+        "columns": columns,
+        "layers": transformed["layers"],
+        "nodes": exported["sparse"]["nodes"],
+        "lowered": exported["sparse"].get("layers", []),
+        "environment": timed["sparse"]["environment"],
+    }

@@ -1,0 +1,8 @@
+"""ONNX → ONNX: replaces nodes with zeros in their weights by sparse operators. Loads no torch."""
+
+from __future__ import annotations
+
+from sparsify.lowering.pipeline import lower
+from sparsify.lowering.report import LayerReport, LowerReport, NodeCounts
+
+__all__ = ["LayerReport", "LowerReport", "NodeCounts", "lower"]

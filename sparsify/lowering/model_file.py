@@ -1,0 +1,137 @@
+"""Reads and writes ONNX files: errors that say what to do, nothing of the user's overwritten half."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import numpy_helper
+
+from sparsify.errors import UserError
+
+EXTERNAL_ABOVE = 2**31 - 2**20
+"""Bytes of constants above which they go to a file of their own; a protobuf ends at 2³¹ − 1."""
+
+_KEEP_INLINE = 1024
+_ALIGN = 64
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Reads an ONNX file with its external data.
+
+    Raises:
+        UserError: No such file, not ONNX, damaged, or external data that is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of an ONNX file")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, RuntimeError, ValueError) as error:
+        hint = "it is damaged or not ONNX"
+        if path.read_bytes()[:40].startswith(b"version https://git-lfs"):
+            hint = "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+        raise UserError(f"{path}: cannot be read as an ONNX model: {hint} ({error})") from error
+    if not model.ir_version or not model.graph.node:
+        raise UserError(f"{path}: holds no ONNX graph; it is damaged or not ONNX")
+    try:
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: its external data cannot be read ({error}); "
+            "put the data file beside the model under the name that the model refers to"
+        ) from error
+    return model
+
+
+@contextmanager
+def staged(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
+    """Writes a model beside `path`, yields that file for checking, and renames it when all is well.
+
+    Constants of more than `EXTERNAL_ABOVE` bytes go to `<stem>-<hash>.data` first.
+
+    Args:
+        model: Changed in place when its constants move out.
+        path: Where the model is to appear, whole or not at all.
+
+    Raises:
+        UserError: The directory is missing or cannot be written.
+    """
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.partial.onnx")
+    data: Path | None = None
+    try:
+        try:
+            data = _move_constants_out(model, path) if _constant_bytes(model) > EXTERNAL_ABOVE else None
+            beside.write_bytes(model.SerializeToString())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error}") from error
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        if data is not None:
+            data.unlink(missing_ok=True)
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def stored_bytes(path: Path) -> int:
+    """Size of a model file and of the external data that it refers to."""
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in _data_files(path))
+
+
+def publish(path: Path, target: Path) -> None:
+    """Moves a finished model to its place, external data first.
+
+    Args:
+        path: A model that `staged` wrote, on the same file system.
+        target: Where it is to appear.
+    """
+    for name in _data_files(path):
+        (path.parent / name).replace(target.parent / name)
+    path.replace(target)
+
+
+def _data_files(path: Path) -> set[str]:
+    model = onnx.load(path, load_external_data=False)
+    return {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def _constant_bytes(model: onnx.ModelProto) -> int:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+def _move_constants_out(model: onnx.ModelProto, path: Path) -> Path:
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.data")
+    digest = hashlib.sha256()
+    moved: list[tuple[onnx.TensorProto, int, int]] = []
+    try:
+        with partial.open("wb") as stream:
+            for tensor in model.graph.initializer:
+                content = numpy_helper.to_array(tensor).tobytes()
+                if len(content) < _KEEP_INLINE:
+                    continue
+                stream.write(b"\0" * (-stream.tell() % _ALIGN))
+                moved.append((tensor, stream.tell(), len(content)))
+                digest.update(content)
+                stream.write(content)
+        data = path.with_name(f"{path.stem}-{digest.hexdigest()[:16]}.data")
+        partial.replace(data)
+    finally:
+        partial.unlink(missing_ok=True)
+    for tensor, offset, length in moved:
+        for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+            tensor.ClearField(field)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", data.name), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+    return data

@@ -16,6 +16,7 @@ namespace sparsify::ort {
 struct Settings {
   int threads = 1;                        // of the session, as far as known
   const OrtMemoryInfo* memory = nullptr;  // CPU memory from the session's arena
+  bool infers_shapes = false;             // whether this ONNX Runtime survives absent inputs in inference
 };
 
 template <typename Node>
@@ -43,7 +44,7 @@ class CustomOp : public OrtCustomOp {
     CreateKernelV2 = &CustomOp::Create;
     KernelComputeV2 = &CustomOp::Compute;
     KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-    InferOutputShapeFn = &CustomOp::InferShape;
+    if (settings.infers_shapes) InferOutputShapeFn = &CustomOp::InferShape;
   }
 
  private:

@@ -3,6 +3,7 @@
 // The domain is made once per process and thread count and lives until the process ends: ONNX Runtime keeps
 // pointers to its operators. No slot of the ABI tells an operator how many threads its session has, so the
 // session's configuration may ("ai.sparsify.threads"); else it is taken to be the machine's.
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -42,10 +43,18 @@ int SessionThreads(const OrtApi& api, const OrtSessionOptions* options) {
   return static_cast<int>(value);
 }
 
-OrtCustomOpDomain* MakeDomain(const OrtApi& api, int threads) {
+// Before 1.24, ONNX Runtime follows a null pointer when it prepares shape inference for a custom operator
+// with an absent optional input. Without the function, shapes come from the graph's value_info.
+bool InfersShapes(const char* version) {
+  int major = 0, minor = 0;
+  if (std::sscanf(version, "%d.%d", &major, &minor) != 2) return false;
+  return major > 1 || (major == 1 && minor >= 24);
+}
+
+OrtCustomOpDomain* MakeDomain(const OrtApi& api, int threads, const char* version) {
   OrtMemoryInfo* memory = nullptr;
   Check(api, api.CreateCpuMemoryInfo(kArenaAllocator, kMemTypeDefault, &memory));
-  const Settings settings{threads, memory};
+  const Settings settings{threads, memory, InfersShapes(version)};
   OrtCustomOpDomain* domain = nullptr;
   Check(api, api.CreateCustomOpDomain(kDomain, &domain));
   Check(api, api.CustomOpDomain_Add(domain, new CustomOp<SparseLinear>(api, settings)));
@@ -53,12 +62,12 @@ OrtCustomOpDomain* MakeDomain(const OrtApi& api, int threads) {
   return domain;
 }
 
-OrtCustomOpDomain* DomainFor(const OrtApi& api, int threads) {
+OrtCustomOpDomain* DomainFor(const OrtApi& api, int threads, const char* version) {
   static auto* mutex = new std::mutex;
   static auto* domains = new std::map<int, OrtCustomOpDomain*>;
   const std::lock_guard<std::mutex> lock(*mutex);
   OrtCustomOpDomain*& domain = (*domains)[threads];
-  if (domain == nullptr) domain = MakeDomain(api, threads);
+  if (domain == nullptr) domain = MakeDomain(api, threads, version);
   return domain;
 }
 
@@ -77,6 +86,7 @@ RegisterCustomOps(sparsify::ort::OrtSessionOptions* options, const sparsify::ort
     return base->GetApi(1)->CreateStatus(kFail, message.c_str());
   }
   return Guard(*api, [&] {
-    Check(*api, api->AddCustomOpDomain(options, DomainFor(*api, SessionThreads(*api, options))));
+    const int threads = SessionThreads(*api, options);
+    Check(*api, api->AddCustomOpDomain(options, DomainFor(*api, threads, base->GetVersionString())));
   });
 }

@@ -1,0 +1,139 @@
+"""Files: errors that say what to do, results that appear whole or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from sparsify.errors import ParityError, UserError
+from sparsify.lowering import lower, model_file, rewrite
+from sparsify.runtime import Session
+from tests.lowering.graphs import model, node, sparse_array
+
+W = sparse_array(64, 128)
+
+
+@pytest.fixture
+def built() -> onnx.ModelProto:
+    nodes = [node("MatMul", ["x", "w"], "h"), node("Relu", ["h"], "y")]
+    return model(nodes, {"x": ("n", 64)}, {"y": ("n", 128)}, {"w": W})
+
+
+def test_result_is_valid_smaller_and_declares_the_domain(tmp_path, built):
+    source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(built, source)
+    report = lower(source, target, layout="csr")
+    onnx.checker.check_model(str(target))
+    result = onnx.load(target)
+    assert {entry.domain: entry.version for entry in result.opset_import} == {"": 20, "ai.sparsify": 1}
+    assert report.bytes == target.stat().st_size < source.stat().st_size
+    assert report.max_abs_error < 1e-4
+    assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".")] == []
+
+
+def test_shapes_of_sparse_results_are_written(tmp_path, built):
+    built.graph.node.append(node("Neg", ["y"], "z"))
+    built.graph.output[0].name = "z"
+    onnx.save(built, tmp_path / "a.onnx")
+    lower(tmp_path / "a.onnx", tmp_path / "b.onnx", layout="csr")
+    infos = {value.name: value for value in onnx.load(tmp_path / "b.onnx").graph.value_info}
+    assert [dim.dim_value or dim.dim_param for dim in infos["y"].type.tensor_type.shape.dim] == ["n", 128]
+
+
+def test_source_and_destination_may_be_one_file(tmp_path, built):
+    path = tmp_path / "model.onnx"
+    onnx.save(built, path)
+    x = np.ones((2, 64), np.float32)
+    before = Session(path).run({"x": x})["y"]
+    assert lower(path, path, layout="csr").nodes.sparse == 1
+    np.testing.assert_allclose(Session(path).run({"x": x})["y"], before, rtol=1e-5, atol=1e-5)
+
+
+def test_wrong_weight_fails_parity_and_leaves_the_destination(tmp_path, built, monkeypatch):
+    source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(built, source)
+    target.write_text("kept")
+    pack = rewrite.layouts.pack_linear
+
+    def pack_wrong(weight, **options):
+        changed = weight.copy()
+        changed[tuple(np.argwhere(changed)[0])] *= 1.01
+        return pack(changed, **options)
+
+    monkeypatch.setattr(rewrite.layouts, "pack_linear", pack_wrong)
+    monkeypatch.setattr(rewrite.layouts, "unpack", lambda packed: np.ascontiguousarray(W.T))
+    with pytest.raises(ParityError, match="'y'"):
+        lower(source, target, layout="csr")
+    assert target.read_text() == "kept"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+
+
+def test_packing_that_loses_a_weight_is_found_before_anything_is_written(tmp_path, built, monkeypatch):
+    onnx.save(built, tmp_path / "a.onnx")
+    monkeypatch.setattr(rewrite.layouts, "unpack", lambda packed: np.zeros((128, 64), np.float32))
+    with pytest.raises(Exception, match="does not survive packing"):
+        lower(tmp_path / "a.onnx", tmp_path / "b.onnx", layout="csr")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "holds no ONNX graph"),
+        (b"<html>not found</html>" * 20, "damaged or not ONNX"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+    ],
+)
+def test_files_that_are_not_onnx(tmp_path, content, message):
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        lower(path, tmp_path / "out.onnx")
+
+
+def test_truncated_file(tmp_path, built):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(built.SerializeToString()[:-1000])
+    with pytest.raises(UserError, match="damaged"):
+        lower(path, tmp_path / "out.onnx")
+
+
+def test_missing_external_data(tmp_path, built):
+    path = tmp_path / "model.onnx"
+    onnx.save(built, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(UserError, match=r"external data.*weights\.bin"):
+        lower(path, tmp_path / "out.onnx")
+
+
+def test_external_data_is_read_and_written_under_its_hash(tmp_path, built, monkeypatch):
+    path, target = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(built, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    monkeypatch.setattr(model_file, "EXTERNAL_ABOVE", 1000)
+    report = lower(path, target, layout="csr")
+    (data,) = tmp_path.glob("out-*.data")
+    assert report.bytes == target.stat().st_size + data.stat().st_size
+    x = np.ones((2, 64), np.float32)
+    np.testing.assert_allclose(Session(target).run({"x": x})["y"], np.maximum(x @ W, 0), rtol=1e-5, atol=1e-5)
+
+
+def test_missing_folder(tmp_path, built):
+    onnx.save(built, tmp_path / "a.onnx")
+    with pytest.raises(UserError, match="cannot be written"):
+        lower(tmp_path / "a.onnx", tmp_path / "nowhere" / "b.onnx")
+
+
+def test_unknown_layout(tmp_path):
+    with pytest.raises(UserError, match="unknown layout 'coo'; choose one of csr, dense"):
+        lower(tmp_path / "a.onnx", tmp_path / "b.onnx", layout="coo")
+
+
+def test_lowering_loads_no_torch():
+    code = "import sys, sparsify.lowering; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

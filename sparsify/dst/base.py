@@ -35,6 +35,7 @@ class Algorithm(ABC):
         self.optimizer = optimizer
         self.step = 0
         self.changed = 0
+        self._density: float | None = None
         updated = optimized(optimizer)
         self.entries: dict[str, MaskedParameter] = {
             fqn: entry for fqn, entry in masked_parameters(model).items() if id(entry.param) in updated
@@ -66,12 +67,15 @@ class Algorithm(ABC):
             set_mask(entry.owner, entry.name, mask)
             mask_slots(self.optimizer, entry)
         self.changed = grown
+        self._density = None
 
     @property
     def density(self) -> float:
         """Share of active entries over all masked parameters."""
-        active = sum(int(torch.count_nonzero(entry.mask)) for entry in self.entries.values())
-        return active / sum(entry.mask.numel() for entry in self.entries.values())
+        if self._density is None:
+            active = sum(int(torch.count_nonzero(entry.mask)) for entry in self.entries.values())
+            self._density = active / sum(entry.mask.numel() for entry in self.entries.values())
+        return self._density
 
     def remove(self) -> None:
         """Takes the algorithm's hooks off the optimizer; the masks stay in force."""
@@ -96,4 +100,5 @@ class Algorithm(ABC):
         if not isinstance(state.get("step"), int):
             raise SparsifyError("the state of the algorithm has no step number")
         verify_masks(self.model)
+        self._density = None
         self.step = state["step"]

@@ -1,0 +1,102 @@
+"""Fine-tuning as one call: model and data in, trained model and metrics out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.masks import masked_parameters
+from sparsify.train.data import Data
+from sparsify.train.history import Row
+from sparsify.train.loop import Run
+from sparsify.train.options import Options, choose_device
+from sparsify.train.sources import load_data
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a run gives.
+
+    Attributes:
+        metrics: Test metrics of the last step, and `train_loss`, the last batch's.
+        density: Share of active entries over all masked weights; 1 without masks.
+        output: The archive that the caller is to write, if any.
+        history: Rows of the run: step, epoch, lr, loss, density, seconds, and test metrics now and then.
+        model: The trained model, the one that was given.
+        example_args: One training batch's inputs, for tracing a plain module.
+        checkpoints: Folder of `last.safetensors`, `best.safetensors`, `log.csv` and `log.png`, if any.
+    """
+
+    metrics: dict[str, float]
+    density: float
+    output: Path | None
+    history: tuple[Row, ...]
+    model: nn.Module
+    example_args: tuple[Tensor, ...]
+    checkpoints: Path | None
+
+
+def finetune(
+    model: nn.Module,
+    data: str | Data,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    device: str = "auto",
+    sequence_length: int = 128,
+    **options: Any,
+) -> FinetuneResult:
+    """Trains a model in place, with fixed or changing masks.
+
+    Parameter groups follow the parameterization stored in the model; the learning rate warms up and falls as
+    a cosine. Checkpoints go to `<output>.ckpt/`; the archive itself is the caller's to write. The result is
+    the model of the last step, not of the best test metric: choosing by the test examples would flatter it.
+
+    Args:
+        model: A transformed or loaded model, or any module with `method="dense"`.
+        data: A SPEC (`digits`, `fashion-mnist[:DIR]`, `npz:FILE`, `text:FILE_OR_DIR`,
+            `package.module:function`), or the data itself.
+        output: Where the trained model will be written; None for a run without checkpoints.
+        resume: Go on from the last checkpoint, to the same numbers bit for bit; start where there is none.
+        progress: Show a progress bar on stderr.
+        device: `auto`, `cpu`, `cuda`, ….
+        sequence_length: Bytes in a window of `text` data.
+        **options: Fields of `Options`: method, epochs, steps, batch_size, optimizer, lr, weight_decay,
+            momentum, warmup, clip, seed, evaluate_every, update_every, drop_fraction, stop_fraction.
+
+    Returns:
+        Metrics, density, history and the trained model. torch's random generators are left as they were.
+
+    Raises:
+        UserError: An option, SPEC or checkpoint that does not fit.
+        TrainingDivergedError: The loss is not finite any more; the last good checkpoint is kept.
+    """
+    parsed = Options.parse(options)
+    place = choose_device(device)
+    source = load_data(data, sequence_length=sequence_length) if isinstance(data, str) else data
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        run = Run(model, source, parsed.resolve(source), None if output is None else Path(output), place)
+        if resume:
+            run.resume()
+        run.train(progress)
+    return _result(run)
+
+
+def _result(run: Run) -> FinetuneResult:
+    entries = masked_parameters(run.model).values()
+    active = sum(int(torch.count_nonzero(entry.mask)) for entry in entries)
+    batch = run.data.train.batch(torch.arange(min(2, len(run.data.train))))
+    return FinetuneResult(
+        metrics={**run.metrics, "train_loss": run.loss},
+        density=active / sum(entry.mask.numel() for entry in entries) if entries else 1.0,
+        output=run.output,
+        history=tuple(run.history.rows),
+        model=run.model,
+        example_args=batch.args,
+        checkpoints=run.folder,
+    )

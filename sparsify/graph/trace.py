@@ -49,7 +49,7 @@ def trace(
         UserError: When the model does not run on the example.
         UnsupportedModelError: When torch.export cannot capture it: what, where, and what to try.
     """
-    args, kwargs = tuple(args), dict(kwargs or {})
+    args, kwargs, dynamic_shapes = _by_position(model, tuple(args), dict(kwargs or {}), dynamic_shapes)
     if dynamic_shapes is None and dynamic:
         wide_args, wide_kwargs = _repeat(args, kwargs)
         shapes: Any = {name: _open_dims(name, item) for name, item in _bind(model, wide_args, wide_kwargs).items()}
@@ -74,6 +74,21 @@ def trace(
         train_record=train_record(canonical.module),
         refusals=tuple(refusals),
     )
+
+
+def _by_position(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Takes keyword inputs by position where forward knows none of their names (`--input 'x:…'`)."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if args or not kwargs or anything or set(kwargs) & set(named) or len(kwargs) > len(positional):
+        return args, kwargs, shapes
+    if isinstance(shapes, dict):
+        shapes = {to: shapes[name] for to, name in zip(positional, kwargs, strict=False) if name in shapes}
+    return tuple(kwargs.values()), {}, shapes
 
 
 def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

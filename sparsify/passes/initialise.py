@@ -1,0 +1,141 @@
+"""Gives every parameter of the rebuilt model its values.
+
+From scratch, weights are N(0, (σ·c)²) with σ the base standard deviation and c the parameterization's
+`init_std` of the tensor. Biases, norm gains and other vectors keep a constant if they held one, else get the
+defaults of their module. Embeddings and free parameters keep their values where their shape is the same and
+are drawn anew at their own mean and standard deviation where it grew.
+"""
+
+from __future__ import annotations
+
+import warnings
+from math import sqrt
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from sparsify.graph.facts import LayerFacts
+from sparsify.passes.contract import Pass, PassResult
+from sparsify.passes.initialisers import default_std, fan_in, look, untrained
+from sparsify.passes.randomness import generator
+from sparsify.planning import Plan
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class Initialise(Pass):
+    """Fills every parameter; counts those whose values are new."""
+
+    name = "initialise"
+
+    def requires(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
+        """Preserving needs the given shapes."""
+        given = dict(self.context.traced.module.named_parameters())
+        for name, parameter in graph.named_parameters():
+            if self.context.init == "preserve" and parameter.shape != given[name].shape:
+                raise self.failed(f"{name} cannot be preserved, its shape changed")
+
+    @torch.no_grad()
+    def run(self, graph: torch.fx.GraphModule, plan: Plan) -> PassResult:
+        """Copies or draws, in place and one tensor at a time."""
+        given = dict(self.context.traced.module.named_parameters())
+        if self.context.init == "preserve":
+            for name, parameter in graph.named_parameters():
+                parameter.copy_(given[name])
+            return PassResult(graph, 0)
+        layers = {layer.weight: layer for layer in self.context.facts.layers}
+        trained: list[str] = []
+        modified = 0
+        for name, parameter in graph.named_parameters():
+            modified += self._fill(graph, name, parameter, given[name], layers.get(name), trained)
+        for module in graph.modules():
+            if isinstance(module, _NormBase):
+                module.reset_running_stats()
+        if trained:
+            _warn(trained)
+        return PassResult(graph, modified)
+
+    def ensures(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
+        """No value is left undefined: all are finite, since the given ones were."""
+        for name, parameter in graph.named_parameters():
+            if parameter.is_floating_point() and parameter.numel() and not _finite(parameter):
+                raise self.failed(f"{name} holds NaN or infinite values")
+
+    def _fill(
+        self,
+        graph: nn.Module,
+        name: str,
+        parameter: Tensor,
+        given: Tensor,
+        layer: LayerFacts | None,
+        trained: list[str],
+    ) -> int:
+        """Fills one parameter; returns whether its values are new."""
+        owner = graph.get_submodule(name.rpartition(".")[0])
+        if not parameter.is_floating_point():
+            parameter.copy_(given)
+            return 0
+        if layer is not None and layer.kind != "embedding":
+            self._draw_weight(name, parameter, given, owner, trained)
+            return 1
+        seen = look(given)
+        if seen.constant is not None:
+            parameter.fill_(seen.constant)
+        elif isinstance(owner, _NORMS):
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif isinstance(owner, nn.Linear | _ConvNd) and name.endswith("bias"):
+            base = self.context.traced.module.get_submodule(name.rpartition(".")[0])
+            bound = 1 / sqrt(fan_in(tuple(base.get_parameter("weight").shape)))
+            parameter.uniform_(-bound, bound, generator=self._generator(name, parameter))
+        elif parameter.shape == given.shape:
+            parameter.copy_(given)
+            return 0
+        else:
+            std = self.context.base_std.get(name, seen.std) * self.context.scaling[name].init_std
+            mean = seen.mean if abs(seen.mean) > 5 * seen.std / sqrt(seen.count) else 0.0
+            parameter.normal_(mean, std, generator=self._generator(name, parameter))
+            _zero_padding(owner, parameter)
+        return 1
+
+    def _draw_weight(
+        self, name: str, parameter: Tensor, given: Tensor, owner: nn.Module, trained: list[str]
+    ) -> None:
+        seen = look(given)
+        shape = tuple(given.shape)
+        std = self.context.base_std.get(name)
+        if std is None and seen.constant is not None:
+            parameter.fill_(seen.constant)
+            return
+        if std is None and not untrained(seen, shape):
+            trained.append(name)
+            std = default_std(owner, shape)
+        std = (seen.std if std is None else std) * self.context.scaling[name].init_std
+        parameter.normal_(0.0, std, generator=self._generator(name, parameter))
+
+    def _generator(self, name: str, parameter: Tensor) -> torch.Generator:
+        return generator(self.context.seed, "init", name, parameter.device)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; the extremes tell, without a copy of the tensor."""
+    low, high = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def _zero_padding(owner: nn.Module, parameter: Tensor) -> None:
+    if isinstance(owner, nn.Embedding) and owner.padding_idx is not None:
+        parameter[owner.padding_idx].zero_()
+
+
+def _warn(trained: list[str]) -> None:
+    shown = ", ".join(trained[:3]) + (f" and {len(trained) - 3} more" if len(trained) > 3 else "")
+    warnings.warn(
+        f"the given weights look trained ({shown}), and init='scratch' does not keep them: new weights are "
+        "drawn at the default standard deviation of their module types (base_std= overrides it). "
+        "family='masked' with init='preserve' keeps trained weights",
+        UserWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,48 @@
+"""Gives every planned layer its mask: exactly `nnz` active weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.fx
+
+from sparsify.masks.exact import random_mask, topk_mask
+from sparsify.masks.state import masked_parameters, set_mask, verify_masks
+from sparsify.passes.contract import Pass, PassResult
+from sparsify.passes.randomness import generator
+from sparsify.planning import Plan
+
+
+class Mask(Pass):
+    """Random masks for new weights, masks of the largest magnitudes for kept ones; counts the masks."""
+
+    name = "mask"
+
+    def run(self, graph: torch.fx.GraphModule, plan: Plan) -> PassResult:
+        """Sets the masks and zeroes the weights outside of them."""
+        wanted = planned_counts(plan)
+        for fqn, nnz in wanted.items():
+            path, _, leaf = fqn.rpartition(".")
+            weight = graph.get_parameter(fqn)
+            if self.context.init == "preserve":
+                mask = topk_mask(weight.detach().abs(), nnz)
+            else:
+                source = generator(self.context.seed, "mask", fqn, weight.device)
+                mask = random_mask(weight.shape, nnz, source)
+            set_mask(graph.get_submodule(path), leaf, mask)
+        return PassResult(graph, len(wanted))
+
+    def ensures(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
+        """Every mask has its exact count, no other layer has one, and weights outside are zero."""
+        found = masked_parameters(graph)
+        wanted = planned_counts(plan)
+        if set(found) != set(wanted):
+            raise self.failed(f"masks differ from the plan at {sorted(set(found) ^ set(wanted))}")
+        for fqn, entry in found.items():
+            if int(torch.count_nonzero(entry.mask)) != wanted[fqn]:
+                raise self.failed(f"{fqn} has another number of active weights than {wanted[fqn]}")
+        verify_masks(graph)
+
+
+def planned_counts(plan: Plan) -> dict[str, int]:
+    """Active weights by parameter name; tied layers count once."""
+    return {layer.weight: layer.nnz for layer in plan.layers if layer.masked}

@@ -1,0 +1,136 @@
+"""The whole rewrite: the passes in their one order, and what is recorded of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.fx
+
+from sparsify.errors import UserError
+from sparsify.graph.facts import Facts
+from sparsify.graph.facts import facts as facts_of
+from sparsify.graph.inputs import InputSpec
+from sparsify.graph.traced import Traced
+from sparsify.masks.module import SparseGraphModule
+from sparsify.passes.contract import Context, Init, Pass
+from sparsify.passes.initialise import Initialise
+from sparsify.passes.mask import Mask, planned_counts
+from sparsify.passes.readout import ReadoutMultiplier
+from sparsify.passes.record import How, Record, parameter_map
+from sparsify.passes.tensor_facts import tensor_facts
+from sparsify.passes.wide import Wide, planned_shapes
+from sparsify.planning import Plan, fit
+from sparsify.scaling import Scaling, scaling_table
+from sparsify.scaling.table import Parameterization
+
+PIPELINE: tuple[type[Pass], ...] = (Wide, Initialise, Mask, ReadoutMultiplier)
+
+
+def rewrite(
+    traced: Traced,
+    plan: Plan,
+    *,
+    init: Init = "scratch",
+    parameterization: Parameterization = "supar",
+    density_exponent: float | None = None,
+    seed: int = 0,
+    base_std: Mapping[str, float] | None = None,
+    facts: Facts | None = None,
+) -> SparseGraphModule:
+    """Applies a plan: a new module with masks, initial weights, scaling and a record.
+
+    Args:
+        traced: The model; left as it is.
+        plan: A plan for it, possibly edited.
+        init: `scratch` draws new weights; `preserve` keeps the given ones and prunes by magnitude, which
+            needs unchanged widths.
+        parameterization: How initial weights and learning rates follow width and density.
+        density_exponent: γ in m_ρ = density^γ; 1 when not given.
+        seed: Seed of weights and masks, tensor by tensor.
+        base_std: Standard deviations of initial weights by parameter name, before scaling.
+        facts: The facts of `traced`, where they are known already.
+
+    Returns:
+        The rewritten model; it shares no memory with the given one.
+
+    Raises:
+        InvalidPlanError: The plan does not fit the model.
+        UserError: An option does not fit, or a given weight is NaN or infinite.
+    """
+    known = facts if facts is not None else facts_of(traced)
+    fitted = fit(plan, known, ties=traced.ties)
+    _check_options(traced, fitted, init, base_std or {})
+    _check_finite(traced.module)
+    exponent = 1.0 if density_exponent is None else density_exponent
+    scaling = scaling_table(
+        tensor_facts(traced, known, fitted), parameterization=parameterization, density_exponent=exponent
+    )
+    context = Context(traced, known, scaling, init, seed, dict(base_std or {}))
+    graph: torch.fx.GraphModule = traced.module
+    for step in PIPELINE:
+        graph = step(context)(graph, fitted).graph
+    result = cast(SparseGraphModule, graph)
+    result.sparsify = _record(traced, known, fitted, scaling, init)
+    return result
+
+
+def _record(traced: Traced, facts: Facts, plan: Plan, scaling: Scaling, init: Init) -> Record:
+    return Record(
+        plan=plan,
+        parameter_map=parameter_map(traced, _how(traced, facts, plan, init)),
+        scaling=scaling,
+        weights="kept" if init == "preserve" else "new",
+        inputs=InputSpec.from_traced(traced),
+        key_map=traced.key_map,
+        ties=traced.ties,
+        train_record=traced.train_record,
+        parameters_dense=sum(parameter.numel() for parameter in traced.module.parameters()),
+    )
+
+
+def _how(traced: Traced, facts: Facts, plan: Plan, init: Init) -> dict[str, How]:
+    """What became of each parameter, ties under every name."""
+    masked, shapes = planned_counts(plan), planned_shapes(facts, plan)
+    weights = {layer.weight for layer in facts.layers if layer.kind != "embedding"}
+    found: dict[str, How] = {}
+    for name, parameter in traced.module.named_parameters(remove_duplicate=False):
+        if tuple(parameter.shape) != shapes[name]:
+            found[name] = "widened"
+        elif init == "preserve":
+            found[name] = "pruned" if name in masked else "kept"
+        else:
+            found[name] = "redrawn" if name in weights or name.endswith(".bias") else "kept"
+    return found
+
+
+def _check_options(traced: Traced, plan: Plan, init: str, base_std: Mapping[str, float]) -> None:
+    if init not in ("scratch", "preserve"):
+        raise UserError(f"init {init!r} is unknown; choose scratch or preserve")
+    widened = [group.id for group in plan.groups if group.width != group.size]
+    if init == "preserve" and (widened or any(layer.family == "wide" for layer in plan.layers)):
+        raise UserError(
+            "init='preserve' cannot keep weights in a widened model in this version; use init='scratch', or "
+            "family='masked', which keeps the weights and prunes them by magnitude"
+        )
+    names = {name for name, _ in traced.module.named_parameters(remove_duplicate=False)}
+    for name, std in base_std.items():
+        if name not in names:
+            raise UserError(f"base_std: the model has no parameter {name!r}")
+        if not std >= 0 or std == float("inf"):
+            raise UserError(
+                f"base_std: {name!r} must have a finite standard deviation of at least 0, not {std}"
+            )
+
+
+def _check_finite(module: torch.fx.GraphModule) -> None:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    parameters = {name for name, _ in module.named_parameters()}
+    for name, tensor in tensors.items():
+        if name in parameters and tensor.is_floating_point() and tensor.numel():
+            low, high = torch.aminmax(tensor.detach())
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise UserError(
+                    f"the given weights hold NaN or infinite values in {name!r}; repair the checkpoint"
+                )

@@ -1,0 +1,125 @@
+"""The record: how a model was made, kept with it and inside its archive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sparsify.errors import InvalidPlanError
+from sparsify.graph.inputs import InputSpec
+from sparsify.graph.traced import KeySource, Traced
+from sparsify.planning import Plan
+from sparsify.scaling import Scaling
+
+VERSION = 1
+How = Literal["kept", "redrawn", "widened", "pruned"]
+
+
+@dataclass(frozen=True)
+class ParameterMapping:
+    """What became of one parameter of the user's model.
+
+    Attributes:
+        old: Key in the user's state_dict.
+        new: Key in the rewritten model's.
+        how: `kept` values and shape; `redrawn` at the same shape; `widened` and drawn; `pruned`, kept inside
+            a mask.
+        transposed: Whether the new tensor is the transpose of the old one.
+    """
+
+    old: str
+    new: str
+    how: How
+    transposed: bool = False
+
+
+@dataclass
+class Record:
+    """Everything this package knows about a model beyond its graph and tensors.
+
+    Attributes:
+        plan: The plan it was made by; None for a dense model that was only traced or loaded.
+        parameter_map: One entry a parameter.
+        scaling: Multipliers of every parameter; None without a plan.
+        weights: Whether the weights are `new` or were `kept`.
+        inputs: The example inputs' structure, shapes and dynamic dimensions.
+        key_map: state_dict key to its source in the user's model.
+        ties: Groups of keys that share one Parameter.
+        train_record: What training mode changes and the graph does not say.
+        parameters_dense: Parameters of the given model, ties counted once.
+    """
+
+    plan: Plan | None
+    parameter_map: tuple[ParameterMapping, ...]
+    scaling: Scaling | None
+    weights: Literal["new", "kept"]
+    inputs: InputSpec
+    key_map: Mapping[str, KeySource]
+    ties: tuple[tuple[str, ...], ...]
+    train_record: Mapping[str, Any]
+    parameters_dense: int
+
+    @classmethod
+    def of_dense(cls, traced: Traced) -> Record:
+        """The record of a model that was traced and not rewritten."""
+        mapping = parameter_map(traced, {})
+        return cls(
+            plan=None,
+            parameter_map=mapping,
+            scaling=None,
+            weights="kept",
+            inputs=InputSpec.from_traced(traced),
+            key_map=traced.key_map,
+            ties=traced.ties,
+            train_record=traced.train_record,
+            parameters_dense=sum(parameter.numel() for parameter in traced.module.parameters()),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values that `from_json` reads back to an equal record."""
+        return {
+            "version": VERSION,
+            "plan": self.plan.to_dict() if self.plan else None,
+            "parameter_map": [asdict(entry) for entry in self.parameter_map],
+            "scaling": self.scaling.to_json() if self.scaling else None,
+            "weights": self.weights,
+            "inputs": self.inputs.to_json(),
+            "key_map": {key: asdict(source) for key, source in self.key_map.items()},
+            "ties": [list(tie) for tie in self.ties],
+            "train_record": dict(self.train_record),
+            "parameters_dense": self.parameters_dense,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            InvalidPlanError: The record is of another version, or a field is missing or of the wrong type.
+        """
+        if data.get("version") != VERSION:
+            raise InvalidPlanError(f"record of version {data.get('version')!r}; this package reads {VERSION}")
+        try:
+            return cls(
+                plan=Plan.from_json(data["plan"]) if data["plan"] is not None else None,
+                parameter_map=tuple(ParameterMapping(**entry) for entry in data["parameter_map"]),
+                scaling=Scaling.from_json(data["scaling"]) if data["scaling"] is not None else None,
+                weights=data["weights"],
+                inputs=InputSpec.from_json(data["inputs"]),
+                key_map={key: KeySource(**source) for key, source in data["key_map"].items()},
+                ties=tuple(tuple(tie) for tie in data["ties"]),
+                train_record=data["train_record"],
+                parameters_dense=int(data["parameters_dense"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InvalidPlanError(f"the stored record cannot be read: {error!r}") from error
+
+
+def parameter_map(traced: Traced, how: Mapping[str, How]) -> tuple[ParameterMapping, ...]:
+    """One entry for every parameter of the canonical model; `how` defaults to `kept`."""
+    entries = []
+    for name, _ in traced.module.named_parameters(remove_duplicate=False):
+        source = traced.key_map.get(name, KeySource(name))
+        entries.append(ParameterMapping(source.key, name, how.get(name, "kept"), source.transposed))
+    return tuple(entries)

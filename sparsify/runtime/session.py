@@ -131,7 +131,7 @@ class Session:
         """Ends profiling and returns the time of every node, longest first.
 
         Returns:
-            Rows with `node`, `op`, `calls`, and `mean_us` (microseconds a call).
+            Rows with `node`, `op`, `calls`, `us` (microseconds a call) and `share` (of all nodes' time).
 
         Raises:
             UserError: The session was opened without `profile=True`, or this was called before.
@@ -148,11 +148,12 @@ class Session:
             if event.get("cat") == "Node" and name.endswith("_kernel_time"):
                 key = (name.removesuffix("_kernel_time"), event["args"]["op_name"])
                 times.setdefault(key, []).append(float(event["dur"]))
+        total = sum(map(sum, times.values()))
         rows = [
-            {"node": node, "op": op, "calls": len(taken), "mean_us": sum(taken) / len(taken)}
-            for (node, op), taken in times.items()
+            {"node": node, "op": op, "calls": len(t), "us": sum(t) / len(t), "share": sum(t) / total}
+            for (node, op), t in times.items()
         ]
-        return sorted(rows, key=lambda row: -row["calls"] * row["mean_us"])
+        return sorted(rows, key=lambda row: -row["share"])
 
     def _check_feeds(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         expected = {value.name: value for value in self.inputs}

@@ -1,0 +1,177 @@
+"""Times a whole model beside its dense baseline."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from sparsify.errors import UserError
+from sparsify.runtime.environment import environment
+from sparsify.runtime.feeds import Array, make_feeds
+from sparsify.runtime.session import Session
+from sparsify.runtime.timing import interleave
+from sparsify.runtime.zero_filled import sparse_nodes, zero_filled
+
+FAMILY_KEY = "sparsify.family"
+_SAME_SHAPE_FAMILIES = ("", "masked")
+_EXTERNAL_DATA_FROM = 1 << 30
+_PROFILE_RUNS = 20
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    kind: str
+    file: str | None
+    session_path: Path | None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        described: dict[str, Any] = {"kind": self.kind, "file": self.file}
+        return described if self.reason is None else described | {"reason": self.reason}
+
+
+def bench(
+    model: str | Path,
+    *,
+    baseline: str | Path | None = None,
+    batches: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    duration: float = 4.0,
+    warmup: int = 5,
+    profile: bool = False,
+    sizes: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Times an ONNX model and its dense baseline in one process, in alternating blocks.
+
+    The baseline is the file given. Else, a model whose sparse layers have the shapes of the dense ones is
+    compared with itself in standard operators, zeros in place. A model of another family (wide, ...) has no
+    honest baseline but the original dense model: it is timed alone.
+
+    Args:
+        model: ONNX file.
+        baseline: The original dense model, with the same inputs.
+        batches: Batch sizes.
+        threads: Thread counts within an operator.
+        duration: Seconds for each model, batch size and thread count.
+        warmup: Calls before anything is counted.
+        profile: Also time every node, at the first batch size and thread count.
+        sizes: Sizes of dynamic dimensions beyond the batch, by symbol; 128 where not given.
+
+    Returns:
+        `environment`, `baseline{kind, file}` (kind `original`, `zero-filled` or `none`),
+        `results[{model, batch, threads, latency_ms, throughput}]` where `model` is "model" or "baseline" and
+        throughput is examples a second, `speedup[{batch, threads, speedup}]` (ratio of medians),
+        `max_abs_error` (zero-filled baselines only, else None), and `profile` when asked.
+
+    Raises:
+        UserError: A file is missing or does not fit, or a batch size or thread count is not positive.
+        RuntimeLibraryError: The native library is missing or refuses the model.
+    """
+    if not batches or not threads or min(*batches, *threads, 1) < 1:
+        raise UserError("batch sizes and thread counts must be at least 1")
+    path = _existing(model)
+    graph = _load(path, weights=False)
+    with _find_baseline(path, graph, baseline) as reference:
+        rows: list[dict[str, Any]] = []
+        errors: list[float] = []
+        for count in threads:
+            sessions = {"model": Session(path, threads=count)}
+            if reference.session_path is not None:
+                sessions["baseline"] = Session(reference.session_path, threads=count)
+            for batch in batches:
+                feeds = make_feeds(graph, batch, sizes=sizes)
+                outputs = {name: session.run(feeds) for name, session in sessions.items()}
+                if reference.kind == "zero-filled":
+                    errors.append(_max_abs_error(outputs["model"], outputs["baseline"]))
+                rows.extend(_time(sessions, feeds, batch, count, duration, warmup))
+        profiles = _profile(path, make_feeds(graph, batches[0], sizes=sizes), threads[0]) if profile else None
+    report: dict[str, Any] = {
+        "environment": environment(),
+        "baseline": reference.to_json(),
+        "results": rows,
+        "speedup": _speedups(rows),
+        "max_abs_error": max(errors, default=None),
+    }
+    return report if profiles is None else report | {"profile": profiles}
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {str(path)!r}")
+    return Path(path)
+
+
+def _load(path: Path, *, weights: bool) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=weights)
+    except Exception as error:  # protobuf's errors have no base class that its releases share
+        raise UserError(f"{path} is no ONNX model: {error}") from error
+
+
+@contextmanager
+def _find_baseline(path: Path, graph: onnx.ModelProto, given: str | Path | None) -> Iterator[_Baseline]:
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    family = metadata.get(FAMILY_KEY, "")
+    if given is not None:
+        original = _existing(given)
+        yield _Baseline("original", str(given), original)
+    elif family not in _SAME_SHAPE_FAMILIES:
+        reason = f"a {family} model compares with the original dense model only: give it as baseline"
+        yield _Baseline("none", None, None, reason)
+    elif not sparse_nodes(graph):
+        yield _Baseline("none", None, None, "the model has no sparse operators: there is nothing to compare")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            twin = zero_filled(_load(path, weights=True))
+            file = Path(folder) / "zero-filled.onnx"
+            onnx.save(twin, file, save_as_external_data=twin.ByteSize() > _EXTERNAL_DATA_FROM)
+            yield _Baseline("zero-filled", None, file)
+
+
+def _time(
+    sessions: Mapping[str, Session],
+    feeds: dict[str, Array],
+    batch: int,
+    threads: int,
+    duration: float,
+    warmup: int,
+) -> list[dict[str, Any]]:
+    calls = [lambda raw=session.raw: raw.run(None, feeds) for session in sessions.values()]
+    timings = interleave(calls, seconds=duration, warmup=warmup)
+    return [
+        {
+            "model": name,
+            "batch": batch,
+            "threads": threads,
+            "latency_ms": timing.latency_ms(),
+            "throughput": batch / timing.median,
+        }
+        for name, timing in zip(sessions, timings, strict=True)
+    ]
+
+
+def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    medians = {(row["model"], row["batch"], row["threads"]): row["latency_ms"]["p50"] for row in rows}
+    return [
+        {"batch": batch, "threads": threads, "speedup": median / medians["model", batch, threads]}
+        for (name, batch, threads), median in medians.items()
+        if name == "baseline"
+    ]
+
+
+def _max_abs_error(got: Mapping[str, Array], want: Mapping[str, Array]) -> float:
+    return max(float(np.abs(got[name] - value).max(initial=0)) for name, value in want.items())
+
+
+def _profile(path: Path, feeds: dict[str, Array], threads: int) -> list[dict[str, Any]]:
+    session = Session(path, threads=threads, profile=True)
+    for _ in range(_PROFILE_RUNS):
+        session.run(feeds)
+    return session.profile()

@@ -20,7 +20,7 @@ from sparsify.errors import Refusal, UnsupportedModelError, UserError
 from sparsify.graph.canonical import canonicalise
 from sparsify.graph.prepare import pruned, traceable
 from sparsify.graph.traced import KeySource, Traced
-from sparsify.graph.train_mode import RULE, align, needs_train_trace, source_record, train_record
+from sparsify.graph.train_mode import RULE, align, needs_train_trace, train_record
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -57,7 +57,7 @@ def trace(
         shapes, wide_args, wide_kwargs = dynamic_shapes, args, kwargs
     with traceable(model) as prepared:
         ep = _export(prepared, wide_args, wide_kwargs, shapes)
-    record, refusals = source_record(model), _closed_dims(ep, shapes)
+    record, refusals = train_record(model), _closed_dims(ep, shapes)
     if needs_train_trace(model):
         aligned, refused = _train_trace(model, ep, wide_args, wide_kwargs, shapes)
         record |= aligned

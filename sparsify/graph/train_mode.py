@@ -66,21 +66,19 @@ def _names(code: types.CodeType) -> set[str]:
     return names
 
 
-def source_record(model: nn.Module) -> dict[str, Any]:
-    """What the modules of a model say about training and neither trace does: BatchNorm's cumulative average."""
-    return {
-        path: {"cumulative": True}
-        for path, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None
-    }
+def train_record(model: nn.Module) -> dict[str, Any]:
+    """What a model's modules say about training mode and a graph traced in eval mode does not.
 
-
-def train_record(module: nn.Module) -> dict[str, Any]:
-    """What must be stored beside a canonical graph for train() to work after it was exported in eval mode."""
-    record = source_record(module)
-    for path, child in module.named_modules():
-        if isinstance(child, ScaledDotProductAttention) and child.dropout_p > 0:
-            record[path] = {"attention_dropout": child.dropout_p}
+    Returns:
+        Module path to `{"attention_dropout": p}` or, for BatchNorm with a cumulative average,
+        `{"cumulative": True}`. It is stored beside an archive.
+    """
+    record: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, ScaledDotProductAttention) and module.dropout_p > 0:
+            record[path] = {"attention_dropout": module.dropout_p}
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None:
+            record[path] = {"cumulative": True}
     return record
 
 

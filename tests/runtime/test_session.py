@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+
+from sparsify.errors import RuntimeLibraryError, UserError
+from sparsify.runtime import Session, layouts
+from sparsify.runtime.reference import sparse_conv, sparse_linear
+from tests.runtime.graphs import masked, model, one_node, sparse_mlp, sparse_node, values
+
+EPS = np.finfo(np.float32).eps
+INFERS_SHAPES = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 24)
+
+
+def _close(got: np.ndarray, want: np.ndarray, terms: int) -> None:
+    assert got.shape == want.shape
+    bound = 8 * EPS * np.sqrt(terms) * max(1.0, float(np.abs(want).max(initial=0)))
+    assert float(np.abs(got - want).max(initial=0)) <= bound
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_linear_node_computes_what_the_reference_says(activation: str, threads: int, fused: bool):
+    packed = layouts.pack_linear(masked((21, 50), 0.3))
+    bias = values((21,)) if fused else None
+    data = one_node(
+        packed,
+        ["n", "s", 50],
+        bias=bias,
+        residual=["n", "s", 21] if fused else None,
+        activation=activation,
+    )
+    session = Session(data, threads=threads)
+    for shape in ((1, 1), (3, 5), (2, 40), (0, 4)):
+        x, residual = values((*shape, 50)), values((*shape, 21), 5) if fused else None
+        feeds = {"x": x} | ({} if residual is None else {"residual": residual})
+        _close(session.run(feeds)["y"], sparse_linear(x, packed, bias, residual, activation), 50)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("weight", "strides", "pads", "dilations"),
+    [
+        ((6, 5, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+        ((6, 5, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+        ((7, 3, 3, 2), (2, 1), (1, 0, 2, 1), (1, 2)),
+    ],
+)
+def test_a_convolution_node_computes_what_the_reference_says(
+    weight: tuple[int, ...],
+    strides: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    dilations: tuple[int, int],
+    threads: int,
+):
+    packed = layouts.pack_conv(masked(weight, 0.4), strides=strides, pads=pads, dilations=dilations)
+    bias = values((weight[0],))
+    shape = ["n", weight[1], "h", "w"]
+    data = one_node(packed, shape, bias=bias, residual=["n", weight[0], "oh", "ow"], activation="relu")
+    session = Session(data, threads=threads)
+    for size in ((1, 9, 11), (3, 14, 6)):
+        x = values((size[0], weight[1], *size[1:]))
+        bare = sparse_conv(x, packed, bias, None, "none")
+        residual = values(bare.shape, 6)
+        want = np.maximum(bare + residual, 0)
+        _close(session.run({"x": x, "residual": residual})["y"], want, int(np.prod(weight[1:])))
+
+
+def test_concurrent_calls_of_one_session_do_not_disturb_each_other():
+    packed = layouts.pack_linear(masked((64, 96), 0.2))
+    session = Session(one_node(packed, ["n", 96]), threads=2)
+    inputs = [values((rows, 96), rows) for rows in (1, 7, 33, 64, 65, 128)] * 4
+    alone = [session.run({"x": x})["y"] for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda x: session.run({"x": x})["y"], inputs))
+    for got, want in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.skipif(not INFERS_SHAPES, reason="shape inference is registered from ONNX Runtime 1.24 on")
+def test_shape_inference_keeps_symbols_and_computes_sizes():
+    linear = Session(one_node(layouts.pack_linear(masked((8, 5), 0.5)), ["n", "s", 5]))
+    assert linear.outputs[0].shape == ("n", "s", 8)
+    same = layouts.pack_conv(masked((8, 5, 3, 3), 0.5), strides=(1, 1), pads=(1, 1, 1, 1), dilations=(1, 1))
+    assert Session(one_node(same, ["n", 5, "h", 10])).outputs[0].shape == ("n", 8, "h", 10)
+    halved = layouts.pack_conv(masked((8, 5, 3, 3), 0.5), strides=(2, 2), pads=(1, 1, 1, 1), dilations=(1, 1))
+    shape = Session(one_node(halved, ["n", 5, "h", 9])).outputs[0].shape
+    assert (shape[0], shape[1], shape[3]) == ("n", 8, 5)
+    assert shape[2] not in ("h", None)
+
+
+def test_packed_weights_that_are_corrupt_are_an_error_and_no_crash():
+    packed = layouts.pack_linear(masked((12, 30), 0.5))
+    tried = 0
+    for index, tensor in enumerate(packed.tensors):
+        if tensor.dtype.kind not in "iu" or tensor.size == 0:
+            continue
+        broken = tensor.copy()
+        broken.flat[-1] = np.iinfo(tensor.dtype).max
+        tensors = (*packed.tensors[:index], broken, *packed.tensors[index + 1 :])
+        with pytest.raises(RuntimeLibraryError, match="sparse"):
+            Session(one_node(packed, ["n", 30], tensors=tensors))
+        tried += 1
+    assert tried
+    for index in range(len(packed.tensors)):
+        shorter = (*packed.tensors[:index], packed.tensors[index][:-1], *packed.tensors[index + 1 :])
+        with pytest.raises(RuntimeLibraryError, match="sparse"):
+            Session(one_node(packed, ["n", 30], tensors=shorter))
+
+
+def test_a_node_that_this_library_does_not_understand_is_an_error_that_names_it():
+    packed = layouts.pack_linear(masked((12, 30), 0.5))
+    with pytest.raises(RuntimeLibraryError, match=r"'sparse'.*activation 'swish'"):
+        Session(one_node(packed, ["n", 30], activation="swish"))
+    other = layouts.Packed(
+        "SparseLinear", "csr", packed.shape, packed.tensors, packed.attributes | {"layout": "x"}
+    )
+    with pytest.raises(RuntimeLibraryError, match="'sparse'"):
+        Session(one_node(other, ["n", 30]))
+    node = sparse_node(packed)
+    constants = {f"sparse.{i}": tensor for i, tensor in enumerate(packed.tensors[1:], 1)}
+    open_weight = model([node], constants, {"x": ["n", 30], "sparse.0": [None]})
+    with pytest.raises((RuntimeLibraryError, UserError)):
+        Session(open_weight.SerializeToString())
+
+
+def test_shapes_that_do_not_fit_at_run_time_are_user_errors():
+    packed = layouts.pack_linear(masked((12, 30), 0.5))
+    data = one_node(packed, ["n", "k"], residual=["n", "m"])
+    session = Session(data)
+    with pytest.raises(UserError, match="30"):
+        session.run({"x": values((2, 29)), "residual": values((2, 12))})
+    with pytest.raises(UserError, match="residual"):
+        session.run({"x": values((2, 30)), "residual": values((1, 12))})
+    wrong_bias = Session(one_node(packed, ["n", 30], bias=values((11,))))
+    with pytest.raises(UserError, match="bias"):
+        wrong_bias.run({"x": values((2, 30))})
+
+
+def test_wrong_inputs_are_named(tmp_path: Path):
+    session = Session(sparse_mlp(tmp_path / "mlp.onnx"))
+    with pytest.raises(UserError, match="misses its input 'x'"):
+        session.run({})
+    with pytest.raises(UserError, match="no input 'z'"):
+        session.run({"x": values((1, 24)), "z": values((1,))})
+    with pytest.raises(UserError, match="float32, not float64"):
+        session.run({"x": np.zeros((1, 24))})
+    with pytest.raises(UserError, match=r"shape \[1, 25\]"):
+        session.run({"x": values((1, 25))})
+    with pytest.raises(UserError, match="no output 'q'"):
+        session.run({"x": values((1, 24))}, ["q"])
+    assert list(session.run({"x": values((1, 24))}, ["y"])) == ["y"]
+
+
+def test_what_cannot_be_opened_says_why(tmp_path: Path):
+    with pytest.raises(UserError, match="no file"):
+        Session(tmp_path / "missing.onnx")
+    garbage = tmp_path / "garbage.onnx"
+    garbage.write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"garbage\.onnx"):
+        Session(garbage)
+    path = sparse_mlp(tmp_path / "mlp.onnx")
+    with pytest.raises(UserError, match="NoSuchProvider"):
+        Session(path, providers=["NoSuchProvider"])
+    with pytest.raises(UserError, match="no_such_setting"):
+        Session(path, no_such_setting=1)
+    with pytest.raises(UserError, match="threads"):
+        Session(path, threads=0)
+
+
+def test_session_options_pass_through(tmp_path: Path):
+    path = sparse_mlp(tmp_path / "mlp.onnx")
+    optimized = tmp_path / "optimized.onnx"
+    Session(path, optimized_model_filepath=str(optimized))
+    assert optimized.is_file()
+    level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    x = {"x": values((3, 24))}
+    np.testing.assert_allclose(
+        Session(path, graph_optimization_level=level).run(x)["y"], Session(path).run(x)["y"], rtol=1e-6
+    )
+
+
+def test_without_the_library_dense_models_run_and_sparse_ones_say_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sparse = sparse_mlp(tmp_path / "mlp.onnx")
+    dense = model([helper.make_node("Relu", ["x"], ["y"])], {}, {"x": ["n", 2]})
+    monkeypatch.setenv("SPARSIFY_LIBRARY", str(tmp_path / "nowhere.so"))
+    with pytest.raises(RuntimeLibraryError, match="SPARSIFY_LIBRARY"):
+        Session(sparse)
+    assert Session(dense.SerializeToString()).run({"x": values((1, 2))})["y"].shape == (1, 2)
+
+
+def test_profile_names_the_sparse_nodes_once(tmp_path: Path):
+    session = Session(sparse_mlp(tmp_path / "mlp.onnx"), profile=True)
+    for _ in range(3):
+        session.run({"x": values((2, 24))})
+    rows = {row["node"]: row for row in session.profile()}
+    assert rows["first"]["op"] == "SparseLinear"
+    assert rows["first"]["calls"] == 3
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    with pytest.raises(UserError, match="profile"):
+        session.profile()
+
+
+def test_external_data_is_found_beside_the_file(tmp_path: Path):
+    path = sparse_mlp(tmp_path / "mlp.onnx")
+    want = Session(path).run({"x": values((2, 24))})["y"]
+    (tmp_path / "out").mkdir()
+    onnx.save(
+        onnx.load(path),
+        tmp_path / "out" / "mlp.onnx",
+        save_as_external_data=True,
+        location="weights",
+        size_threshold=0,
+    )
+    got = Session(tmp_path / "out" / "mlp.onnx").run({"x": values((2, 24))})["y"]
+    np.testing.assert_array_equal(got, want)
+
+
+def test_the_runtime_loads_no_torch():
+    script = (
+        "import sys, sparsify.runtime as r; r.Session, r.bench, r.bench_layer, r.doctor, r.library_path;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -35,7 +35,7 @@ class Candidate:
         node: Its name.
         op: Its operator: MatMul, Gemm or Conv.
         weight: Dense float32 weight, [out, in] or [out, in, kh, kw].
-        weight_key: Same for nodes that share one weight in the same orientation.
+        weight_key: Name of the weight in the file, and how it is read; equal for nodes that share both.
         x: Name of the input value.
         output: Name of the value that the replacement writes.
         bias: Constant float32 [out], or None.
@@ -49,7 +49,7 @@ class Candidate:
     node: str
     op: str
     weight: Array
-    weight_key: str
+    weight_key: tuple[str, str]
     x: str
     output: str
     bias: Array | None = None

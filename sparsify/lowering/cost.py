@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsify.lowering.candidate import Candidate
+from sparsify.lowering.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,12 @@ class Decision:
     reason: str
 
 
-def decide(candidate: Candidate, *, forced: str | None = None) -> Decision:
+def decide(candidate: Candidate, graph: Graph, *, forced: str | None = None) -> Decision:
     """Chooses between dense and csr.
 
     Args:
         candidate: A matched node.
+        graph: The indexed graph, for sizes of values.
         forced: Layout to take whatever the model says, or "dense".
     """
     if forced == "dense":

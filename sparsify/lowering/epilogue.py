@@ -72,7 +72,7 @@ def _batch_norm(graph: Graph, candidate: Candidate) -> Candidate:
     return replace(
         candidate,
         weight=weight.astype(np.float32),
-        weight_key=f"{candidate.weight_key}:{node.output[0]}",
+        weight_key=(candidate.weight_key[0], f"{candidate.weight_key[1]} {node.output[0]}"),
         bias=(beta + (bias - mean) * factor).astype(np.float32),
         output=node.output[0],
         consumed=(*candidate.consumed, index),

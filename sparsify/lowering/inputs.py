@@ -17,6 +17,9 @@ Array = np.ndarray
 SIZES: tuple[tuple[int, int], ...] = ((2, 16), (1, 16), (1, 64), (1, 224), (1, 1))
 """Sizes tried in turn for symbolic dimensions: (the first dimension's symbol, every other symbol)."""
 
+TUNED_SIZES = (1, 128)
+"""Sizes of symbolic dimensions that speed is measured at."""
+
 _THROUGH = ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Slice", "Expand")
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -60,6 +63,39 @@ def random_inputs(graph: Graph, *, batch: int = 2, other: int = 16, seed: int = 
             graph, value.name, onnx.helper.tensor_dtype_to_np_dtype(kind), shape, generator
         )
     return values
+
+
+def shapes_on(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the values whose symbolic shapes follow from the inputs' sizes.
+
+    Args:
+        graph: The indexed graph.
+        inputs: An array for every graph input.
+    """
+    symbols: dict[str, int] = {}
+    for name, value in inputs.items():
+        for dim, size in zip(graph.shapes.get(name, ()), value.shape, strict=False):
+            if isinstance(dim, str):
+                symbols.setdefault(dim, size)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in graph.shapes.items():
+        sizes = [_known_size(dim, symbols) for dim in shape]
+        if None not in sizes:
+            shapes[name] = tuple(size for size in sizes if size is not None)
+    return shapes
+
+
+def _known_size(dim: Dim, symbols: Mapping[str, int]) -> int | None:
+    if isinstance(dim, int) or dim is None:
+        return dim
+    if dim in symbols:
+        return symbols[dim]
+    try:
+        tree = ast.parse(dim, mode="eval")
+        names = {item.id for item in ast.walk(tree) if isinstance(item, ast.Name)}
+        return _evaluate(tree.body, dict(symbols), 0) if names <= set(symbols) else None
+    except (SyntaxError, ValueError):
+        return None
 
 
 def _draw(

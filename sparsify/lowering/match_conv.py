@@ -43,7 +43,7 @@ def match_conv(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | N
         node=name,
         op="Conv",
         weight=weight,
-        weight_key=f"{node.input[1]}:{geometry}",
+        weight_key=(node.input[1], str(geometry)),
         x=node.input[0],
         output=node.output[0],
         bias=bias,

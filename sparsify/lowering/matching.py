@@ -12,14 +12,12 @@ from sparsify.lowering.candidate import Candidate, LeftAlone
 from sparsify.lowering.graph import Graph, attribute, walk_subgraphs
 from sparsify.lowering.match_conv import match_conv
 from sparsify.lowering.match_linear import match_gemm, match_matmul
+from sparsify.runtime.session import DOMAIN
 
 Matcher = Callable[[Graph, int, str], Candidate | LeftAlone | None]
 
 MATCHERS: Mapping[str, Matcher] = {"MatMul": match_matmul, "Gemm": match_gemm, "Conv": match_conv}
 """The matcher of each operator that carries a weight."""
-
-DOMAIN = "ai.sparsify"
-"""Domain of the sparse operators."""
 
 _QUANTIZED = ("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger")
 _STANDARD = ("", "ai.onnx")

@@ -12,12 +12,13 @@ from sparsify.lowering.candidate import Array, Candidate, LeftAlone
 from sparsify.lowering.cost import Decision, decide
 from sparsify.lowering.epilogue import fuse
 from sparsify.lowering.graph import Graph
-from sparsify.lowering.inputs import SIZES, random_inputs
+from sparsify.lowering.inputs import SIZES, TUNED_SIZES, random_inputs, shapes_on
 from sparsify.lowering.matching import match_all
 from sparsify.lowering.model_file import read_model, staged, stored_bytes
 from sparsify.lowering.parity import compare
 from sparsify.lowering.report import LayerReport, LowerReport, NodeCounts
 from sparsify.lowering.rewrite import Packer, rewrite
+from sparsify.lowering.tune import measure, take_back
 from sparsify.runtime import Session
 
 LAYOUTS = ("csr", "dense")
@@ -55,14 +56,43 @@ def lower(
         raise UserError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     graph = Graph(read_model(source))
     matches = match_all(graph)
-    decisions = {
-        match.index: decide(match, forced=layout) for match in matches if isinstance(match, Candidate)
-    }
+    packer = Packer()
+    if tune and layout is None:
+        decisions = _measured(graph, source, matches, inputs, packer)
+    else:
+        candidates = [match for match in matches if isinstance(match, Candidate)]
+        decisions = {match.index: decide(match, graph, forced=layout) for match in candidates}
     chosen = choose(graph, matches, decisions)
-    model = rewrite(graph, chosen, Packer()) if chosen else graph.model
+    model = rewrite(graph, chosen, packer) if chosen else graph.model
     with staged(model, target) as beside:
         error = _check(graph, source, beside, inputs) if chosen else 0.0
     return _report(matches, decisions, error, stored_bytes(target))
+
+
+def _measured(
+    graph: Graph,
+    source: Path,
+    matches: Sequence[Candidate | LeftAlone],
+    inputs: Mapping[str, Array] | None,
+    packer: Packer,
+) -> dict[int, Decision]:
+    """Decisions from measurements of every candidate, then of the whole file."""
+    feeds, _ = reference_run(graph, source, inputs, sizes=(TUNED_SIZES, *SIZES))
+    every = {m.index: Decision("csr", "measured") for m in matches if isinstance(m, Candidate)}
+    fused = choose(graph, matches, every)
+    measured = measure(graph, [fused[index][0] for index in every], shapes_on(graph, feeds), packer)
+    decisions = {
+        m.index: measured[m.index].decision if m.index in measured else decide(m, graph)
+        for m in matches
+        if isinstance(m, Candidate)
+    }
+    kept, said = take_back(graph, source, choose(graph, matches, decisions), measured, feeds, packer)
+    for index, decision in decisions.items():
+        if decision.layout is not None and index not in kept:
+            decisions[index] = Decision(None, f"taken back, with it the whole was slower ({decision.reason})")
+        elif index in kept:
+            decisions[index] = Decision(decision.layout, f"{decision.reason}; {said}")
+    return decisions
 
 
 def choose(
@@ -97,7 +127,11 @@ def _check(graph: Graph, source: Path, lowered: Path, inputs: Mapping[str, Array
 
 
 def reference_run(
-    graph: Graph, source: Path, inputs: Mapping[str, Array] | None
+    graph: Graph,
+    source: Path,
+    inputs: Mapping[str, Array] | None,
+    *,
+    sizes: Sequence[tuple[int, int]] = SIZES,
 ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
     """Runs the source on the given inputs, or on random ones of sizes that it accepts.
 
@@ -112,7 +146,7 @@ def reference_run(
         return inputs, session.run(inputs)
     problem: UserError | None = None
     tried: list[list[tuple[int, ...]]] = []
-    for batch, other in SIZES:
+    for batch, other in sizes:
         feeds = random_inputs(graph, batch=batch, other=other)
         shapes = [value.shape for value in feeds.values()]
         if shapes in tried:

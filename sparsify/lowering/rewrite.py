@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -12,9 +12,9 @@ from onnx import helper, numpy_helper
 from sparsify.errors import SparsifyError
 from sparsify.lowering.candidate import Array, Candidate
 from sparsify.lowering.graph import Graph, reads
-from sparsify.lowering.matching import DOMAIN
 from sparsify.runtime import layouts
 from sparsify.runtime.layouts import Packed
+from sparsify.runtime.session import DOMAIN
 
 VERSION = 1
 
@@ -23,7 +23,7 @@ class Packer:
     """Packs weights once each, however many nodes or attempts use them."""
 
     def __init__(self) -> None:
-        self._packed: dict[tuple[str, str], Packed] = {}
+        self._packed: dict[tuple[str, str, str], Packed] = {}
 
     def pack(self, candidate: Candidate, layout: str) -> Packed:
         """Packed form of a candidate's weight, checked against the weight.
@@ -31,7 +31,7 @@ class Packer:
         Raises:
             SparsifyError: Unpacking does not give the weight back.
         """
-        key = (candidate.weight_key, layout)
+        key = (*candidate.weight_key, layout)
         if key not in self._packed:
             self._packed[key] = _pack(candidate, layout)
         return self._packed[key]
@@ -49,35 +49,42 @@ def rewrite(graph: Graph, chosen: Mapping[int, tuple[Candidate, str]], packer: P
         A new model; constants that only replaced nodes used are gone.
     """
     replaced = {index for candidate, _ in chosen.values() for index in candidate.consumed}
-    constants = _Constants(graph)
+    taken = set(graph.initializers) | set(graph.producer) | set(graph.consumers)
+    constants = NewConstants(taken | {value.name for value in graph.model.graph.input})
     placed = {max(candidate.consumed): (candidate, layout) for candidate, layout in chosen.values()}
     nodes: list[onnx.NodeProto] = []
     for index, node in enumerate(graph.nodes):
         if index in placed:
             candidate, layout = placed[index]
-            nodes.append(_node(candidate, packer.pack(candidate, layout), constants))
+            nodes.append(sparse_node(candidate, packer.pack(candidate, layout), constants))
         elif index not in replaced:
             nodes.append(node)
     return _assemble(graph, _drop_dead(graph, nodes, replaced), constants)
 
 
-class _Constants:
-    """New initializers under names that the source does not use."""
+class NewConstants:
+    """New initializers under names that are free.
 
-    def __init__(self, graph: Graph) -> None:
+    Attributes:
+        tensors: What was added, by name.
+    """
+
+    def __init__(self, taken: Container[str]) -> None:
         self.tensors: dict[str, onnx.TensorProto] = {}
-        self._taken = set(graph.initializers) | set(graph.producer) | set(graph.consumers)
-        self._taken |= {value.name for value in graph.model.graph.input}
+        self._taken = taken
+        self._names: dict[Hashable, str] = {}
 
-    def add(self, name: str, value: Array, *, shared: bool = False) -> str:
-        """Stores a constant; `shared` ones are stored once under one name."""
-        if shared and name in self.tensors:
-            return name
+    def add(self, name: str, value: Array, *, key: Hashable = None) -> str:
+        """Stores a constant and returns its name; with a `key`, one of the same key is stored once."""
+        if key is not None and key in self._names:
+            return self._names[key]
         unique, suffix = name, 0
         while unique in self._taken or unique in self.tensors:
             suffix += 1
             unique = f"{name}.{suffix}"
         self.tensors[unique] = numpy_helper.from_array(np.ascontiguousarray(value), unique)
+        if key is not None:
+            self._names[key] = unique
         return unique
 
 
@@ -99,11 +106,12 @@ def _pack(candidate: Candidate, layout: str) -> Packed:
     return packed
 
 
-def _node(candidate: Candidate, packed: Packed, constants: _Constants) -> onnx.NodeProto:
+def sparse_node(candidate: Candidate, packed: Packed, constants: NewConstants) -> onnx.NodeProto:
+    """The operator that stands for a candidate; its constants are added to `constants`."""
     bias = "" if candidate.bias is None else constants.add(f"{candidate.node}.bias", candidate.bias)
-    stem = candidate.weight_key.replace(":", ".")
+    key = (*candidate.weight_key, packed.layout)
     weights = [
-        constants.add(f"{stem}.{packed.layout}.{i}", tensor, shared=True)
+        constants.add(f"{candidate.weight_key[0]}.{packed.layout}.{i}", tensor, key=(*key, i))
         for i, tensor in enumerate(packed.tensors)
     ]
     return helper.make_node(
@@ -133,7 +141,7 @@ def _drop_dead(graph: Graph, nodes: Sequence[onnx.NodeProto], replaced: set[int]
     return kept[::-1]
 
 
-def _assemble(graph: Graph, nodes: list[onnx.NodeProto], constants: _Constants) -> onnx.ModelProto:
+def _assemble(graph: Graph, nodes: list[onnx.NodeProto], constants: NewConstants) -> onnx.ModelProto:
     source = graph.model
     model = onnx.ModelProto(
         ir_version=source.ir_version,

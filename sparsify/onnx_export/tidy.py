@@ -33,11 +33,10 @@ def tidy(model: onnx.ModelProto, properties: Mapping[str, str]) -> None:
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
+    constants = {tensor.name for tensor in graph.initializer}
     taken: set[str] = set()
     for node in graph.node:
-        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
-        path = [scope for scope in ast.literal_eval(scopes) if scope]
-        owner = path[-2] if len(path) > 1 else ""
+        owner = _owner(node, constants)
         name = f"{owner}/{node.op_type}" if owner else node.name or node.op_type
         unique, suffix = name, 0
         while unique in taken:
@@ -45,6 +44,16 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
             unique = f"{name}_{suffix}"
         taken.add(unique)
         node.name = unique
+
+
+def _owner(node: onnx.NodeProto, constants: set[str]) -> str:
+    """Path of the module that a node comes from: its weight's, or the innermost one of the trace."""
+    weight = node.input[1] if len(node.input) > 1 else ""
+    if weight in constants and weight.endswith(".weight"):
+        return weight.removesuffix(".weight")
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+    path = [scope for scope in ast.literal_eval(scopes) if scope]
+    return path[-2] if len(path) > 1 else ""
 
 
 def _name_dimensions(graph: onnx.GraphProto) -> None:

@@ -1,0 +1,86 @@
+"""Solves a reshape: which output dimension is made of which input dimensions.
+
+A reshape keeps the row-major order of its elements, so both shapes are mixed-radix notations of one index.
+Read from the left at their present values, dimensions are merged until they fill an output dimension and split
+where they overfill it; every merge and split is an equation between the widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.fx import Node
+
+from sparsify.graph.dimensions import Dimensions, Dims, Unsolved
+from sparsify.graph.poly import Poly, product
+
+
+def reshape(
+    dimensions: Dimensions, node: Node, source: Dims, targets: Sequence[Poly | None], present: Dims
+) -> Dims:
+    """Output dimensions of a reshape.
+
+    Args:
+        dimensions: The equations to add to.
+        node: The reshape.
+        source: Input dimensions.
+        targets: Output sizes as the node states them; None for -1.
+        present: Output dimensions as the trace recorded them.
+
+    Raises:
+        Unsolved: no unique assignment exists.
+    """
+    if len(targets) != len(present):
+        raise Unsolved("the result has another rank than stated")
+    reader = _Reader(dimensions, [part for size in source for part in dimensions.widths.factors(size)])
+    result = []
+    for target, recorded in zip(targets, present, strict=True):
+        size = reader.take(dimensions.widths.value(recorded), target)
+        if target is not None:
+            dimensions.unify(target, size, node)
+        result.append(size)
+    reader.finish()
+    return tuple(result)
+
+
+class _Reader:
+    """Input dimensions, read from the left."""
+
+    def __init__(self, dimensions: Dimensions, sizes: list[Poly]) -> None:
+        self._widths = dimensions.widths
+        self._rest = [size for size in reversed(sizes) if size.constant != 1]
+
+    def take(self, need: int, target: Poly | None) -> Poly:
+        """Reads dimensions whose sizes multiply to ``need`` at present."""
+        taken: list[Poly] = []
+        while need > 1:
+            if not self._rest:
+                raise Unsolved("sizes do not multiply to the same number")
+            size = self._rest.pop()
+            present = self._widths.value(size)
+            if need % present == 0:
+                taken.append(size)
+                need //= present
+            elif present % need == 0:
+                part = self._part(need, target, taken)
+                rest = self._widths.factor(size, part)
+                if rest is None:
+                    raise Unsolved(f"a size {self._widths.resolve(size)} can be split in several ways")
+                taken.append(part)
+                self._rest.append(rest)
+                need = 1
+            else:
+                raise Unsolved("dimensions are split across each other")
+        return self._widths.flattened(taken)
+
+    def _part(self, need: int, target: Poly | None, taken: list[Poly]) -> Poly:
+        if target is not None:
+            part = self._widths.resolve(target).divide(self._widths.resolve(product(taken)))
+            if part is not None and self._widths.value(part) == need:
+                return part
+        return self._widths.fresh(need)
+
+    def finish(self) -> None:
+        """Checks that everything was read."""
+        if any(self._widths.value(size) != 1 for size in self._rest):
+            raise Unsolved("sizes do not multiply to the same number")

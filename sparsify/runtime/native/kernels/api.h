@@ -1,8 +1,8 @@
 // What the adapters (ONNX Runtime, C ABI) see of the kernels: raw pointers in, raw pointers out.
 //
-// A kernel object is built once from the packed tensors of a node, checks every byte of them, copies what it
-// needs (the packed tensors may be freed afterwards) and is immutable: Run may be called from several threads
-// at once, each call with scratch memory of its own.
+// A kernel object is built once from the packed tensors of a node, which it checks and then refers to: they
+// must stay in place, unchanged, as long as it lives. Run may be called from several threads at once, each
+// call with scratch memory of its own; what Run derives from the packed tensors on first use is kept.
 #ifndef SPARSIFY_KERNELS_API_H_
 #define SPARSIFY_KERNELS_API_H_
 
@@ -11,10 +11,9 @@
 #include <memory>
 #include <string>
 
-namespace sparsify {
+#include "epilogue.h"
 
-// y = activation(W x + bias + residual). kGelu is the exact one (erf), kGeluTanh the tanh approximation.
-enum class Activation : int32_t { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3 };
+namespace sparsify {
 
 // Numbered like ONNX's TensorProto.DataType (and ONNXTensorElementDataType).
 enum class ElementType : int32_t { kFloat = 1, kUint8 = 2, kUint16 = 4, kInt32 = 6 };
@@ -48,13 +47,6 @@ struct ParallelFor {
               void* argument) = nullptr;
   void* context = nullptr;
   int threads = 1;
-};
-
-// Fused into the last write of an output element. Null pointers mean absent.
-struct Epilogue {
-  const float* bias = nullptr;      // [out]
-  const float* residual = nullptr;  // the shape of y; may be y itself
-  Activation activation = Activation::kNone;
 };
 
 class LinearKernel {

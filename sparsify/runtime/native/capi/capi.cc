@@ -1,0 +1,215 @@
+#include "capi.h"
+
+#include <exception>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../base/cpu.h"
+#include "../kernels/api.h"
+#include "../kernels/csr/packed.h"
+
+using sparsify::ConvAttributes;
+using sparsify::ConvKernel;
+using sparsify::ElementType;
+using sparsify::Epilogue;
+using sparsify::LinearKernel;
+using sparsify::PackedTensor;
+using sparsify::ParallelFor;
+
+struct sparsify_packed {
+  sparsify::csr::Packed csr;
+};
+struct sparsify_linear {
+  std::unique_ptr<LinearKernel> kernel;
+};
+struct sparsify_conv {
+  std::unique_ptr<ConvKernel> kernel;
+};
+
+namespace {
+
+constexpr int32_t kAbiVersion = 1;
+
+std::string& LastError() {
+  thread_local std::string message;
+  return message;
+}
+
+int32_t Fail(const std::string& message) {
+  LastError() = message;
+  return 1;
+}
+
+// Runs a body that returns a status; no C++ exception leaves the library.
+template <class Body>
+int32_t Guard(Body body) {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    return Fail(error.what());
+  }
+}
+
+std::vector<PackedTensor> Convert(const sparsify_tensor* tensors, int32_t count) {
+  std::vector<PackedTensor> converted;
+  for (int32_t i = 0; i < count; ++i) {
+    converted.push_back({tensors[i].data, static_cast<ElementType>(tensors[i].type), tensors[i].size});
+  }
+  return converted;
+}
+
+// Plain threads: good enough for tests and tuning, where no session's pool exists.
+void RunThreads(void*, size_t count, void (*task)(void*, size_t), void* argument) {
+  std::vector<std::thread> threads;
+  for (size_t i = 1; i < count; ++i) threads.emplace_back(task, argument, i);
+  task(argument, 0);
+  for (std::thread& thread : threads) thread.join();
+}
+
+bool Convert(const sparsify_run_options* options, Epilogue* epilogue, ParallelFor* parallel) {
+  if (options->activation < 0 || options->activation > 3 || options->threads < 1) return false;
+  epilogue->bias = options->bias;
+  epilogue->residual = options->residual;
+  epilogue->activation = static_cast<sparsify::Activation>(options->activation);
+  parallel->run = &RunThreads;
+  parallel->threads = options->threads;
+  return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t sparsify_abi_version(void) { return kAbiVersion; }
+const char* sparsify_last_error(void) { return LastError().c_str(); }
+const char* sparsify_cpu_flags(void) { return sparsify::CpuFlagNames(); }
+int32_t sparsify_kernel_count(void) { return static_cast<int32_t>(sparsify::KernelCount()); }
+
+const char* sparsify_kernel_name(int32_t index) {
+  return index >= 0 && index < sparsify_kernel_count() ? sparsify::KernelName(static_cast<size_t>(index))
+                                                       : "";
+}
+
+int32_t sparsify_kernel_supported(int32_t index) {
+  return index >= 0 && index < sparsify_kernel_count() &&
+         sparsify::KernelSupported(static_cast<size_t>(index));
+}
+
+int32_t sparsify_pack(const char* layout, const float* weight, int64_t out, int64_t in,
+                      sparsify_packed** packed) {
+  return Guard([&] {
+    if (layout == nullptr || std::string(layout) != "csr") return Fail("no such layout; there is csr");
+    auto result = std::make_unique<sparsify_packed>();
+    std::string error;
+    if (!sparsify::csr::Pack(weight, out, in, &result->csr, &error)) return Fail(error);
+    *packed = result.release();
+    return 0;
+  });
+}
+
+int32_t sparsify_packed_count(const sparsify_packed*) {
+  return static_cast<int32_t>(sparsify::csr::kPackedTensors);
+}
+
+sparsify_tensor sparsify_packed_tensor(const sparsify_packed* packed, int32_t index) {
+  const PackedTensor tensor = packed->csr.Tensor(index);
+  return {tensor.data, static_cast<int32_t>(tensor.type), 0, tensor.size};
+}
+
+void sparsify_packed_free(sparsify_packed* packed) { delete packed; }
+
+int32_t sparsify_unpack(const char* layout, const sparsify_tensor* tensors, int32_t count, int64_t out,
+                        int64_t in, float* weight) {
+  return Guard([&] {
+    if (layout == nullptr || std::string(layout) != "csr") return Fail("no such layout; there is csr");
+    const std::vector<PackedTensor> converted = Convert(tensors, count);
+    sparsify::csr::Matrix matrix;
+    std::string error;
+    if (!sparsify::csr::Parse(converted.data(), converted.size(), out, in, &matrix, &error)) {
+      return Fail(error);
+    }
+    if (weight != nullptr) sparsify::csr::Unpack(matrix, weight);
+    return 0;
+  });
+}
+
+int32_t sparsify_linear_create(const char* layout, const char* kernel, int64_t out, int64_t in,
+                               const sparsify_tensor* tensors, int32_t count, sparsify_linear** linear) {
+  return Guard([&] {
+    const std::vector<PackedTensor> converted = Convert(tensors, count);
+    auto result = std::make_unique<sparsify_linear>();
+    std::string error;
+    result->kernel =
+        sparsify::CreateLinear(layout, kernel, {out, in}, converted.data(), converted.size(), &error);
+    if (result->kernel == nullptr) return Fail(error);
+    *linear = result.release();
+    return 0;
+  });
+}
+
+int32_t sparsify_linear_run(const sparsify_linear* linear, const float* x, int64_t rows,
+                            const sparsify_run_options* options, float* y) {
+  return Guard([&] {
+    Epilogue epilogue;
+    ParallelFor parallel;
+    if (!Convert(options, &epilogue, &parallel) || rows < 0) return Fail("bad run options");
+    const std::unique_ptr<unsigned char[]> scratch(
+        new unsigned char[linear->kernel->ScratchBytes(rows, parallel.threads)]);
+    linear->kernel->Run(x, rows, epilogue, y, parallel, scratch.get());
+    return 0;
+  });
+}
+
+void sparsify_linear_free(sparsify_linear* linear) { delete linear; }
+
+int32_t sparsify_conv_create(const char* layout, const char* kernel,
+                             const sparsify_conv_attributes* attributes, const sparsify_tensor* tensors,
+                             int32_t count, sparsify_conv** conv) {
+  return Guard([&] {
+    const std::vector<PackedTensor> converted = Convert(tensors, count);
+    ConvAttributes a;
+    a.out_channels = attributes->out_channels;
+    a.in_channels = attributes->in_channels;
+    for (int i = 0; i < 2; ++i) {
+      a.kernel[i] = attributes->kernel[i];
+      a.strides[i] = attributes->strides[i];
+      a.dilations[i] = attributes->dilations[i];
+    }
+    for (int i = 0; i < 4; ++i) a.pads[i] = attributes->pads[i];
+    auto result = std::make_unique<sparsify_conv>();
+    std::string error;
+    result->kernel = sparsify::CreateConv(layout, kernel, a, converted.data(), converted.size(), &error);
+    if (result->kernel == nullptr) return Fail(error);
+    *conv = result.release();
+    return 0;
+  });
+}
+
+int32_t sparsify_conv_output_size(const sparsify_conv* conv, int64_t height, int64_t width,
+                                  int64_t* out_height, int64_t* out_width) {
+  if (conv->kernel->OutputSize(height, width, out_height, out_width)) return 0;
+  return Fail("the input is smaller than the dilated kernel");
+}
+
+int32_t sparsify_conv_run(const sparsify_conv* conv, const float* x, int64_t batch, int64_t height,
+                          int64_t width, const sparsify_run_options* options, float* y) {
+  return Guard([&] {
+    Epilogue epilogue;
+    ParallelFor parallel;
+    int64_t out_height = 0, out_width = 0;
+    if (!Convert(options, &epilogue, &parallel) || batch < 0) return Fail("bad run options");
+    if (!conv->kernel->OutputSize(height, width, &out_height, &out_width)) {
+      return Fail("the input is smaller than the dilated kernel");
+    }
+    const std::unique_ptr<unsigned char[]> scratch(
+        new unsigned char[conv->kernel->ScratchBytes(batch, height, width, parallel.threads)]);
+    conv->kernel->Run(x, batch, height, width, epilogue, y, parallel, scratch.get());
+    return 0;
+  });
+}
+
+void sparsify_conv_free(sparsify_conv* conv) { delete conv; }
+
+}  // extern "C"

@@ -1,0 +1,75 @@
+#include "api.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "csr/family.h"
+
+namespace sparsify {
+namespace {
+
+constexpr const char* kKernelVariable = "SPARSIFY_KERNEL";
+constexpr int64_t kLargestExtent = int64_t{1} << 20;  // of a kernel, stride, pad or dilation
+
+bool KnownLayout(const char* layout, std::string* error) {
+  if (layout != nullptr && std::strcmp(layout, "csr") == 0) return true;
+  *error = "no layout '" + std::string(layout != nullptr ? layout : "") + "'; there is csr";
+  return false;
+}
+
+const csr::Isa* Select(const char* kernel, std::string* error) {
+  return csr::FindIsa(kernel != nullptr ? kernel : std::getenv(kKernelVariable), error);
+}
+
+bool Within(const int64_t* values, int count, int64_t least) {
+  for (int i = 0; i < count; ++i) {
+    if (values[i] < least || values[i] > kLargestExtent) return false;
+  }
+  return true;
+}
+
+bool ValidGeometry(const ConvAttributes& a, std::string* error) {
+  if (Within(a.kernel, 2, 1) && Within(a.strides, 2, 1) && Within(a.dilations, 2, 1) &&
+      Within(a.pads, 4, 0) && a.in_channels >= 1 && a.in_channels < (int64_t{1} << 31)) {
+    return true;
+  }
+  *error =
+      "impossible convolution: kernel, strides, dilations and channels must be at least 1, pads at least 0";
+  return false;
+}
+
+}  // namespace
+
+std::unique_ptr<LinearKernel> CreateLinear(const char* layout, const char* kernel,
+                                           const LinearAttributes& attributes, const PackedTensor* tensors,
+                                           size_t count, std::string* error) {
+  if (!KnownLayout(layout, error)) return nullptr;
+  const csr::Isa* isa = Select(kernel, error);
+  csr::Matrix matrix;
+  if (isa == nullptr ||
+      !csr::Parse(tensors, count, attributes.out_features, attributes.in_features, &matrix, error)) {
+    return nullptr;
+  }
+  return csr::MakeLinear(*isa, attributes, matrix);
+}
+
+std::unique_ptr<ConvKernel> CreateConv(const char* layout, const char* kernel,
+                                       const ConvAttributes& attributes, const PackedTensor* tensors,
+                                       size_t count, std::string* error) {
+  if (!KnownLayout(layout, error) || !ValidGeometry(attributes, error)) return nullptr;
+  const csr::Isa* isa = Select(kernel, error);
+  csr::Matrix matrix;
+  const int64_t taps = attributes.kernel[0] * attributes.kernel[1];  // at most 2^40
+  if (isa == nullptr || taps >= (int64_t{1} << 31) ||
+      !csr::Parse(tensors, count, attributes.out_channels, attributes.in_channels * taps, &matrix, error)) {
+    if (error->empty()) *error = "impossible convolution: the kernel is too large";
+    return nullptr;
+  }
+  return csr::MakeConv(*isa, attributes, matrix);
+}
+
+size_t KernelCount() { return csr::IsaCount(); }
+const char* KernelName(size_t index) { return csr::IsaAt(index).name; }
+bool KernelSupported(size_t index) { return csr::IsaSupported(index); }
+
+}  // namespace sparsify

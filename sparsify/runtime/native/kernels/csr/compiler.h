@@ -1,0 +1,20 @@
+// Hints that differ between compilers.
+#ifndef SPARSIFY_KERNELS_CSR_COMPILER_H_
+#define SPARSIFY_KERNELS_CSR_COMPILER_H_
+
+#if defined(__clang__)
+#define SPARSIFY_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define SPARSIFY_UNROLL _Pragma("GCC unroll 64")
+#else
+#define SPARSIFY_UNROLL
+#endif
+
+// Hides how a pointer was computed, so that the compiler keeps it in one register.
+#if defined(__GNUC__)
+#define SPARSIFY_OPAQUE(pointer) __asm__("" : "+r"(pointer))
+#else
+#define SPARSIFY_OPAQUE(pointer) (void)(pointer)
+#endif
+
+#endif  // SPARSIFY_KERNELS_CSR_COMPILER_H_

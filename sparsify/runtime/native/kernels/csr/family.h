@@ -1,0 +1,28 @@
+// The csr family: its instruction sets and its factories.
+#ifndef SPARSIFY_KERNELS_CSR_FAMILY_H_
+#define SPARSIFY_KERNELS_CSR_FAMILY_H_
+
+#include <memory>
+#include <string>
+
+#include "../api.h"
+#include "isa.h"
+#include "packed.h"
+
+namespace sparsify {
+namespace csr {
+
+size_t IsaCount();
+const Isa& IsaAt(size_t index);
+bool IsaSupported(size_t index);
+// By name, or the best supported one for null; null and *error when there is no such one here.
+const Isa* FindIsa(const char* name, std::string* error);
+
+std::unique_ptr<LinearKernel> MakeLinear(const Isa& isa, const LinearAttributes& attributes,
+                                         const Matrix& matrix);
+std::unique_ptr<ConvKernel> MakeConv(const Isa& isa, const ConvAttributes& attributes, const Matrix& matrix);
+
+}  // namespace csr
+}  // namespace sparsify
+
+#endif  // SPARSIFY_KERNELS_CSR_FAMILY_H_

@@ -1,0 +1,136 @@
+// The table of instruction sets and what each of them must provide.
+//
+// Sources compiled for an instruction set (isa_<name>.cc) include this header and nothing that holds inline
+// functions of the C++ library: a function compiled there and merged by the linker with its twin elsewhere
+// would run on CPUs that lack the instructions. All their code is in anonymous namespaces.
+#ifndef SPARSIFY_KERNELS_CSR_ISA_H_
+#define SPARSIFY_KERNELS_CSR_ISA_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../epilogue.h"
+
+namespace sparsify {
+namespace csr {
+
+// A panel holds up to 64 columns of X (rows of a linear's input, pixels of a convolution's) as rows of
+// `groups` x 16 floats, 1 <= groups <= 4, spaced by 16, 32 or 64 floats, so that one array of offsets serves
+// all widths: offset * spacing / 16 bytes.
+constexpr int kGroup = 16;
+constexpr int kMaxGroups = 4;
+constexpr int64_t kPanelColumns = kGroup * kMaxGroups;
+constexpr int64_t kSpacing[kMaxGroups + 1] = {0, 16, 32, 64, 64};
+
+// Non-zeros that a row brings to one tile; a row with more is listed several times.
+constexpr int kMaxCount = 32;
+
+// Consecutive rows of a segment with the same number of non-zeros.
+struct RowClass {
+  uint32_t count;
+  uint32_t rows;
+};
+
+// The non-zeros of a block of rows in one tile of inputs, rows in ascending order of their number.
+struct PanelSegment {
+  const float* values;
+  const uint16_t* offsets;  // 64 * (input - first input of the tile)
+  const uint32_t* rows;     // relative to the block
+  const RowClass* classes;
+  size_t class_count;
+};
+
+// `length` neighbouring floats of the source go to columns [column, column + length) of a tile.
+struct PixelRun {
+  int64_t source;
+  int64_t column;
+  int64_t length;
+};
+
+// Columns [column, column + length) of a panel are neighbouring pixels of one image: those of output row r
+// begin at y + target + r * plane.
+struct OutputRun {
+  int64_t target;
+  int64_t column;
+  int64_t length;
+};
+
+// Sixteen output rows as lanes. For each listed block of 32 inputs a record of one 64-byte word of indices
+// (lane i: 5 bits each for up to 6 slots) and `slots` x 16 values; then the records of single inputs.
+constexpr int kLanes = 16;
+constexpr int kBlock = 32;
+constexpr int kMaxSlots = 6;
+
+struct SlotClass {
+  uint32_t slots;
+  uint32_t blocks;
+};
+
+struct SlotGroup {
+  const float* stream;     // records of the blocks, in the order of `blocks`
+  const uint32_t* blocks;  // first input of each block
+  const SlotClass* classes;
+  size_t class_count;
+  const float* rest_values;     // [rest][16]
+  const uint32_t* rest_inputs;  // [rest][16]
+  size_t rest;
+};
+
+// A row-major operand.
+struct RowMajor {
+  const float* x;
+  int64_t x_stride;
+  float* y;
+  int64_t y_stride;
+  int64_t rows;
+};
+
+struct CsrRows {
+  const int32_t* pointers;
+  const uint16_t* narrow;  // one of these two is null
+  const int32_t* wide;
+  const float* values;
+};
+
+struct Isa {
+  const char* name;
+  // panel[row] += segment * tile.
+  void (*multiply)(const PanelSegment& segment, const float* tile, float* panel, int groups);
+  // tile[k][i] = x[i * stride + k] for i < columns, k < depth, zero for the other columns of the groups.
+  void (*pack_rows)(const float* x, int64_t stride, int64_t columns, int64_t depth, float* tile, int groups);
+  // tile[k][run.column + i] = x[offsets[k] + run.source + i] for every run, k < depth.
+  void (*pack_pixels)(const float* x, const int64_t* offsets, int64_t depth, const PixelRun* runs,
+                      size_t run_count, float* tile, int groups);
+  // y[i * stride + row] = finished panel[row - first][i]; bias and residual are indexed like y.
+  void (*store_rows)(const float* panel, int64_t first, int64_t last, int64_t columns,
+                     const Epilogue& epilogue, float* y, int64_t stride, int groups);
+  void (*store_pixels)(const float* panel, int64_t first, int64_t last, const OutputRun* runs,
+                       size_t run_count, const Epilogue& epilogue, float* y, int64_t plane, int groups);
+  // Few rows of X without a panel. At most one of the two is there; `few_rows` is its limit.
+  int64_t few_rows;
+  void (*slots)(const SlotGroup& group, const RowMajor& operand, int64_t first, int64_t last,
+                const Epilogue& epilogue);
+  void (*dot)(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+              const Epilogue& epilogue);
+  // Whether no element is NaN or infinite.
+  bool (*finite)(const float* x, int64_t size);
+};
+
+// One row for each instruction set, best last: name, condition on the CPU.
+#if defined(__x86_64__) || defined(_M_X64)
+#define SPARSIFY_CSR_ISAS(ROW) \
+  ROW(scalar, true)            \
+  ROW(avx2, Cpu().avx2)        \
+  ROW(avx512, Cpu().avx512)
+#else
+#define SPARSIFY_CSR_ISAS(ROW) ROW(scalar, true)
+#endif
+
+#define SPARSIFY_DECLARE_ISA(name, condition) extern const Isa isa_##name;
+SPARSIFY_CSR_ISAS(SPARSIFY_DECLARE_ISA)
+#undef SPARSIFY_DECLARE_ISA
+
+}  // namespace csr
+}  // namespace sparsify
+
+#endif  // SPARSIFY_KERNELS_CSR_ISA_H_

@@ -1,0 +1,195 @@
+// AVX2 with FMA: panels of 8-float registers; gathered dot products for few rows.
+#include <immintrin.h>
+
+#include "compiler.h"
+#include "isa.h"
+
+namespace sparsify {
+namespace csr {
+namespace {
+
+alignas(32) constexpr int32_t kFirst[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+
+struct V {
+  using Register = __m256;
+  static constexpr int kWidth = 8;
+  static constexpr int kAccumulators = 8;
+
+  static Register Zero() { return _mm256_setzero_ps(); }
+  static Register Set(float v) { return _mm256_set1_ps(v); }
+  static Register Load(const float* p) { return _mm256_load_ps(p); }
+  static Register LoadAny(const float* p) { return _mm256_loadu_ps(p); }
+  static void Store(float* p, Register v) { _mm256_store_ps(p, v); }
+  static __m256i First(int64_t n) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirst + 8 - n));
+  }
+  static Register LoadFirst(const float* p, int64_t n) {
+    return n >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, First(n));
+  }
+  static void StoreFirst(float* p, int64_t n, Register v) {
+    if (n >= 8) {
+      _mm256_storeu_ps(p, v);
+    } else {
+      _mm256_maskstore_ps(p, First(n), v);
+    }
+  }
+  static Register Add(Register a, Register b) { return _mm256_add_ps(a, b); }
+  static Register Mul(Register a, Register b) { return _mm256_mul_ps(a, b); }
+  static Register Div(Register a, Register b) { return _mm256_div_ps(a, b); }
+  static Register MulAdd(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
+  static Register NegMulAdd(Register a, Register b, Register c) { return _mm256_fnmadd_ps(a, b, c); }
+  static Register Min(Register a, Register b) { return _mm256_min_ps(a, b); }
+  static Register Max(Register a, Register b) { return _mm256_max_ps(a, b); }
+  static Register Abs(Register a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static Register Round(Register a) {
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // a * 2^n for integers n in [-126, 127].
+  static Register Scale(Register a, Register n) {
+    const __m256i bits =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(bits));
+  }
+  static float Sum(Register a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+};
+
+#include "panel_body.h"
+
+// Columns [4 * half, 4 * half + 4) of an 8 x 8 block as rows.
+inline void Half(const float* p, int64_t stride, __m256 out[4]) {
+  __m256 r[4];
+  SPARSIFY_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * stride)),
+                                _mm_loadu_ps(p + (4 + i) * stride), 1);
+  }
+  const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
+  const __m256 c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+  out[0] = _mm256_shuffle_ps(a, c, 0x44);
+  out[1] = _mm256_shuffle_ps(a, c, 0xee);
+  out[2] = _mm256_shuffle_ps(b, d, 0x44);
+  out[3] = _mm256_shuffle_ps(b, d, 0xee);
+}
+
+// The same for the first `rows` rows and `columns` columns; the rest reads as zero.
+inline void HalfFirst(const float* p, int64_t stride, int64_t rows, int64_t columns, __m256 out[4]) {
+  float block[8 * 4] = {};
+  for (int64_t i = 0; i < rows && i < 8; ++i) {
+    for (int64_t j = 0; j < columns && j < 4; ++j) block[4 * i + j] = p[i * stride + j];
+  }
+  Half(block, 4, out);
+}
+
+void PackRows(const float* x, int64_t stride, int64_t columns, int64_t depth, float* tile, int groups) {
+  const int64_t spacing = kSpacing[groups];
+  for (int64_t k = 0; k < depth; k += 4) {
+    for (int64_t column = 0; column < groups * kGroup; column += 8) {
+      __m256 r[4];
+      if (columns - column >= 8 && depth - k >= 4) {
+        Half(x + column * stride + k, stride, r);
+      } else {
+        HalfFirst(x + column * stride + k, stride, columns - column, depth - k, r);
+      }
+      for (int i = 0; i < 4 && k + i < depth; ++i) V::Store(tile + (k + i) * spacing + column, r[i]);
+    }
+  }
+}
+
+template <Activation A>
+void StoreRows(const float* panel, int64_t first, int64_t last, int64_t columns, const Epilogue& epilogue,
+               float* y, int64_t stride, int groups) {
+  const int64_t spacing = kSpacing[groups];
+  for (int64_t row = first; row < last; row += 8) {
+    const int64_t rows = last - row;
+    const __m256 bias = epilogue.bias != nullptr ? V::LoadFirst(epilogue.bias + row, rows) : V::Zero();
+    for (int64_t column = 0; column < columns; column += 4) {
+      const float* source = panel + (row - first) * spacing + column;
+      __m256 r[4];
+      if (rows >= 8) {
+        Half(source, spacing, r);
+      } else {
+        HalfFirst(source, spacing, rows, 4, r);
+      }
+      for (int64_t i = 0; i < 4 && column + i < columns; ++i) {
+        const int64_t target = (column + i) * stride + row;
+        __m256 v = V::Add(r[i], bias);
+        if (epilogue.residual != nullptr) v = V::Add(v, V::LoadFirst(epilogue.residual + target, rows));
+        V::StoreFirst(y + target, rows, Activate<V, A>(v));
+      }
+    }
+  }
+}
+
+void StoreRowsBy(const float* panel, int64_t first, int64_t last, int64_t columns, const Epilogue& epilogue,
+                 float* y, int64_t stride, int groups) {
+  SPARSIFY_BY_ACTIVATION(epilogue.activation, StoreRows, panel, first, last, columns, epilogue, y, stride,
+                         groups)
+}
+
+template <Activation A>
+void StorePixelsOf(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
+                   const Epilogue& epilogue, float* y, int64_t plane, int groups) {
+  StorePixels<V, A>(panel, first, last, runs, run_count, epilogue, y, plane, groups);
+}
+
+void StorePixelsBy(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
+                   const Epilogue& epilogue, float* y, int64_t plane, int groups) {
+  SPARSIFY_BY_ACTIVATION(epilogue.activation, StorePixelsOf, panel, first, last, runs, run_count, epilogue, y,
+                         plane, groups)
+}
+
+inline __m256i Columns(const CsrRows& matrix, int64_t i) {
+  if (matrix.narrow == nullptr) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(matrix.wide + i));
+  }
+  return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(matrix.narrow + i)));
+}
+
+float DotRow(const CsrRows& matrix, const float* x, int64_t first, int64_t last) {
+  __m256 a = V::Zero(), b = V::Zero();
+  int64_t i = first;
+  for (; i + 16 <= last; i += 16) {
+    a = V::MulAdd(V::LoadAny(matrix.values + i), _mm256_i32gather_ps(x, Columns(matrix, i), 4), a);
+    b = V::MulAdd(V::LoadAny(matrix.values + i + 8), _mm256_i32gather_ps(x, Columns(matrix, i + 8), 4), b);
+  }
+  for (; i + 8 <= last; i += 8) {
+    a = V::MulAdd(V::LoadAny(matrix.values + i), _mm256_i32gather_ps(x, Columns(matrix, i), 4), a);
+  }
+  float sum = V::Sum(V::Add(a, b));
+  for (; i < last; ++i) {
+    sum += matrix.values[i] * x[matrix.narrow != nullptr ? matrix.narrow[i] : matrix.wide[i]];
+  }
+  return sum;
+}
+
+template <Activation A>
+void DotOf(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+           const Epilogue& epilogue) {
+  for (int64_t row = first; row < last; ++row) {
+    for (int64_t b = 0; b < operand.rows; ++b) {
+      const int64_t target = b * operand.y_stride + row;
+      float sum =
+          DotRow(matrix, operand.x + b * operand.x_stride, matrix.pointers[row], matrix.pointers[row + 1]);
+      if (epilogue.bias != nullptr) sum += epilogue.bias[row];
+      if (epilogue.residual != nullptr) sum += epilogue.residual[target];
+      operand.y[target] = _mm256_cvtss_f32(Activate<V, A>(V::Set(sum)));
+    }
+  }
+}
+
+void Dot(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+         const Epilogue& epilogue) {
+  SPARSIFY_BY_ACTIVATION(epilogue.activation, DotOf, matrix, operand, first, last, epilogue)
+}
+
+}  // namespace
+
+const Isa isa_avx2 = {"avx2", &Multiply<V>, &PackRows, &PackPixels<V>, &StoreRowsBy, &StorePixelsBy,
+                      3,      nullptr,      &Dot,      &Finite<V>};
+
+}  // namespace csr
+}  // namespace sparsify

@@ -1,0 +1,114 @@
+// The instruction set that is always there: plain C++, and the meaning the others are tested against.
+#include <cmath>
+
+#include "isa.h"
+
+namespace sparsify {
+namespace csr {
+namespace {
+
+float Activate(float x, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return x < 0.0f ? 0.0f : x;
+    case Activation::kGelu:
+      return 0.5f * x * std::erfc(-0.70710678f * x);
+    case Activation::kGeluTanh:
+      return 0.5f * x * (1.0f + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    default:
+      return x;
+  }
+}
+
+float Finish(float sum, int64_t row, int64_t target, const Epilogue& epilogue) {
+  if (epilogue.bias != nullptr) sum += epilogue.bias[row];
+  if (epilogue.residual != nullptr) sum += epilogue.residual[target];
+  return Activate(sum, epilogue.activation);
+}
+
+void Multiply(const PanelSegment& segment, const float* tile, float* panel, int groups) {
+  const int64_t spacing = kSpacing[groups], width = groups * kGroup;
+  const float* value = segment.values;
+  const uint16_t* offset = segment.offsets;
+  const uint32_t* row = segment.rows;
+  for (size_t c = 0; c < segment.class_count; ++c) {
+    for (uint32_t i = 0; i < segment.classes[c].rows; ++i, ++row) {
+      float* sums = panel + static_cast<int64_t>(*row) * spacing;
+      for (uint32_t n = 0; n < segment.classes[c].count; ++n, ++value, ++offset) {
+        const float* x = tile + *offset / 64 * spacing;
+        for (int64_t j = 0; j < width; ++j) sums[j] += *value * x[j];
+      }
+    }
+  }
+}
+
+void PackRows(const float* x, int64_t stride, int64_t columns, int64_t depth, float* tile, int groups) {
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t i = 0; i < groups * kGroup; ++i) {
+      tile[k * kSpacing[groups] + i] = i < columns ? x[i * stride + k] : 0.0f;
+    }
+  }
+}
+
+void PackPixels(const float* x, const int64_t* offsets, int64_t depth, const PixelRun* runs, size_t run_count,
+                float* tile, int groups) {
+  for (int64_t k = 0; k < depth; ++k) {
+    for (size_t j = 0; j < run_count; ++j) {
+      const float* source = x + offsets[k] + runs[j].source;
+      float* target = tile + k * kSpacing[groups] + runs[j].column;
+      for (int64_t i = 0; i < runs[j].length; ++i) target[i] = source[i];
+    }
+  }
+}
+
+void StoreRows(const float* panel, int64_t first, int64_t last, int64_t columns, const Epilogue& epilogue,
+               float* y, int64_t stride, int groups) {
+  for (int64_t i = 0; i < columns; ++i) {
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t target = i * stride + row;
+      y[target] = Finish(panel[(row - first) * kSpacing[groups] + i], row, target, epilogue);
+    }
+  }
+}
+
+void StorePixels(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
+                 const Epilogue& epilogue, float* y, int64_t plane, int groups) {
+  for (int64_t row = first; row < last; ++row) {
+    for (size_t k = 0; k < run_count; ++k) {
+      const int64_t target = runs[k].target + row * plane;
+      const float* source = panel + (row - first) * kSpacing[groups] + runs[k].column;
+      for (int64_t i = 0; i < runs[k].length; ++i) {
+        y[target + i] = Finish(source[i], row, target + i, epilogue);
+      }
+    }
+  }
+}
+
+void Dot(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+         const Epilogue& epilogue) {
+  for (int64_t row = first; row < last; ++row) {
+    for (int64_t b = 0; b < operand.rows; ++b) {
+      const float* x = operand.x + b * operand.x_stride;
+      float sum = 0.0f;
+      for (int32_t i = matrix.pointers[row]; i < matrix.pointers[row + 1]; ++i) {
+        sum += matrix.values[i] * x[matrix.narrow != nullptr ? matrix.narrow[i] : matrix.wide[i]];
+      }
+      const int64_t target = b * operand.y_stride + row;
+      operand.y[target] = Finish(sum, row, target, epilogue);
+    }
+  }
+}
+
+bool Finite(const float* x, int64_t size) {
+  float sum = 0.0f;
+  for (int64_t i = 0; i < size; ++i) sum += 0.0f * x[i];
+  return sum == 0.0f;
+}
+
+}  // namespace
+
+const Isa isa_scalar = {"scalar",     &Multiply, &PackRows, &PackPixels, &StoreRows,
+                        &StorePixels, 4,         nullptr,   &Dot,        &Finite};
+
+}  // namespace csr
+}  // namespace sparsify

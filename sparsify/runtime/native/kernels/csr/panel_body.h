@@ -1,0 +1,212 @@
+// The panel product and the activations, written once for all vector widths. Included inside the anonymous
+// namespace of an instruction set's source; V wraps its registers.
+//
+// A row of the weight against a tile of X: the sums of one row stay in registers, each non-zero costs one
+// broadcast and one load and FMA per register. Loads are the ceiling (2 a cycle): 6 for 4 FMAs at 64 columns
+// of AVX-512. Rows come sorted by their number of non-zeros, and the code is unrolled for each number, so no
+// branch depends on the weights.
+#ifndef SPARSIFY_KERNELS_CSR_PANEL_BODY_H_
+#define SPARSIFY_KERNELS_CSR_PANEL_BODY_H_
+
+struct Cursor {
+  const float* values;
+  const uint16_t* offsets;
+  const uint32_t* rows;
+};
+
+// Registers per panel row, and independent sums per register where few registers leave the FMAs waiting.
+template <class V, int G>
+struct Shape {
+  static constexpr int kRegisters = G * kGroup / V::kWidth;
+  static constexpr int kSets = kRegisters * 4 <= V::kAccumulators   ? 4
+                               : kRegisters * 2 <= V::kAccumulators ? 2
+                                                                    : 1;
+};
+
+template <class V, int G, int Count>
+void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel) {
+  constexpr int R = Shape<V, G>::kRegisters;
+  constexpr int S = Shape<V, G>::kSets < Count ? Shape<V, G>::kSets : Count;
+  constexpr int64_t kStride = kSpacing[G];
+  const float* values = cursor->values;
+  const uint16_t* offsets = cursor->offsets;
+  for (uint32_t i = 0; i < rows; ++i) {
+    float* sums = panel + static_cast<int64_t>(cursor->rows[i]) * kStride;
+    typename V::Register sum[S][R];
+    SPARSIFY_UNROLL
+    for (int r = 0; r < R; ++r) sum[0][r] = V::Load(sums + r * V::kWidth);
+    SPARSIFY_UNROLL
+    for (int s = 1; s < S; ++s) {
+      SPARSIFY_UNROLL
+      for (int r = 0; r < R; ++r) sum[s][r] = V::Zero();
+    }
+    SPARSIFY_UNROLL
+    for (int n = 0; n < Count; ++n) {
+      const char* address = tile + static_cast<size_t>(offsets[n]) * (kStride / kGroup);
+      SPARSIFY_OPAQUE(address);  // one address register instead of an indexed operand in every load
+      const float* x = reinterpret_cast<const float*>(address);
+      const typename V::Register w = V::Set(values[n]);
+      SPARSIFY_UNROLL
+      for (int r = 0; r < R; ++r) sum[n % S][r] = V::MulAdd(w, V::Load(x + r * V::kWidth), sum[n % S][r]);
+    }
+    SPARSIFY_UNROLL
+    for (int s = 1; s < S; ++s) {
+      SPARSIFY_UNROLL
+      for (int r = 0; r < R; ++r) sum[0][r] = V::Add(sum[0][r], sum[s][r]);
+    }
+    SPARSIFY_UNROLL
+    for (int r = 0; r < R; ++r) V::Store(sums + r * V::kWidth, sum[0][r]);
+    values += Count;
+    offsets += Count;
+  }
+  cursor->values = values;
+  cursor->offsets = offsets;
+  cursor->rows += rows;
+}
+
+template <class V, int G>
+void MultiplySegment(const PanelSegment& segment, const float* tile, float* panel) {
+  using Rows = void (*)(Cursor*, uint32_t, const char*, float*);
+#define SPARSIFY_4(n) \
+  &MultiplyRows<V, G, n>, &MultiplyRows<V, G, n + 1>, &MultiplyRows<V, G, n + 2>, &MultiplyRows<V, G, n + 3>
+  static constexpr Rows kRows[kMaxCount] = {SPARSIFY_4(1),  SPARSIFY_4(5),  SPARSIFY_4(9),  SPARSIFY_4(13),
+                                            SPARSIFY_4(17), SPARSIFY_4(21), SPARSIFY_4(25), SPARSIFY_4(29)};
+#undef SPARSIFY_4
+  Cursor cursor = {segment.values, segment.offsets, segment.rows};
+  for (size_t i = 0; i < segment.class_count; ++i) {
+    const RowClass& c = segment.classes[i];
+    kRows[c.count - 1](&cursor, c.rows, reinterpret_cast<const char*>(tile), panel);
+  }
+}
+
+template <class V>
+void Multiply(const PanelSegment& segment, const float* tile, float* panel, int groups) {
+  switch (groups) {
+    case 1:
+      return MultiplySegment<V, 1>(segment, tile, panel);
+    case 2:
+      return MultiplySegment<V, 2>(segment, tile, panel);
+    case 3:
+      return MultiplySegment<V, 3>(segment, tile, panel);
+    default:
+      return MultiplySegment<V, 4>(segment, tile, panel);
+  }
+}
+
+// exp(x) for x in [-87, 88]: 2^n * e^r with |r| <= ln(2) / 2, e^r by its series to r^7 (relative error 5e-9).
+template <class V>
+typename V::Register Exp(typename V::Register x) {
+  using T = typename V::Register;
+  const T n = V::Round(V::Mul(x, V::Set(1.44269504f)));
+  T r = V::MulAdd(n, V::Set(-0.693359375f), x);
+  r = V::MulAdd(n, V::Set(2.12194440e-4f), r);
+  T p = V::MulAdd(r, V::Set(1.0f / 5040), V::Set(1.0f / 720));
+  p = V::MulAdd(r, p, V::Set(1.0f / 120));
+  p = V::MulAdd(r, p, V::Set(1.0f / 24));
+  p = V::MulAdd(r, p, V::Set(1.0f / 6));
+  p = V::MulAdd(r, p, V::Set(0.5f));
+  p = V::MulAdd(r, p, V::Set(1.0f));
+  p = V::MulAdd(r, p, V::Set(1.0f));
+  return V::Scale(p, n);
+}
+
+// x * Phi(x) = max(x, 0) - |x| h, where h = Phi(-|x|) = exp(q(|x|)) / 2. The polynomial q is a weighted
+// minimax fit of log(2 Phi(-a)): the error of the result is below 1.2e-7 * max(1, |x|) everywhere. Constants
+// come first in Min and Max, which hand on their second operand when it is NaN.
+template <class V>
+typename V::Register Gelu(typename V::Register x) {
+  using T = typename V::Register;
+  const T a = V::Min(V::Set(100.0f), V::Abs(x));
+  T q = V::MulAdd(a, V::Set(-6.734150588272314e-07f), V::Set(1.1227690265513957e-05f));
+  q = V::MulAdd(a, q, V::Set(-5.008038351661526e-05f));
+  q = V::MulAdd(a, q, V::Set(-0.00029139863909222186f));
+  q = V::MulAdd(a, q, V::Set(0.005158905405551195f));
+  q = V::MulAdd(a, q, V::Set(-0.03657222166657448f));
+  q = V::MulAdd(a, q, V::Set(-0.31823834776878357f));
+  q = V::MulAdd(a, q, V::Set(-0.7978919148445129f));
+  q = V::Max(V::Set(-87.0f), V::Mul(a, q));
+  const T h = V::Mul(V::Set(0.5f), Exp<V>(q));
+  return V::NegMulAdd(a, h, V::Max(V::Set(0.0f), x));
+}
+
+// 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+template <class V>
+typename V::Register GeluTanh(typename V::Register x) {
+  using T = typename V::Register;
+  const T cubic = V::MulAdd(V::Mul(x, x), V::Set(0.044715f), V::Set(1.0f));
+  const T u = V::Mul(V::Mul(x, V::Set(-1.5957691216057308f)), cubic);
+  const T e = Exp<V>(V::Max(V::Set(-87.0f), V::Min(V::Set(87.0f), u)));
+  return V::Div(V::Max(V::Set(-100.0f), x), V::Add(V::Set(1.0f), e));
+}
+
+template <class V, Activation A>
+typename V::Register Activate(typename V::Register x) {
+  if (A == Activation::kRelu) return V::Max(V::Zero(), x);
+  if (A == Activation::kGelu) return Gelu<V>(x);
+  if (A == Activation::kGeluTanh) return GeluTanh<V>(x);
+  return x;
+}
+
+// Calls function<activation>(arguments...).
+#define SPARSIFY_BY_ACTIVATION(activation, function, ...)  \
+  switch (activation) {                                    \
+    case Activation::kRelu:                                \
+      return function<Activation::kRelu>(__VA_ARGS__);     \
+    case Activation::kGelu:                                \
+      return function<Activation::kGelu>(__VA_ARGS__);     \
+    case Activation::kGeluTanh:                            \
+      return function<Activation::kGeluTanh>(__VA_ARGS__); \
+    default:                                               \
+      return function<Activation::kNone>(__VA_ARGS__);     \
+  }
+
+// Masked registers serve the ends: V::LoadFirst(p, n) and V::StoreFirst(p, n, v) touch n floats only.
+template <class V, Activation A>
+void StorePixels(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
+                 const Epilogue& epilogue, float* y, int64_t plane, int groups) {
+  const int64_t stride = kSpacing[groups];
+  for (int64_t row = first; row < last; ++row) {
+    const float* source = panel + (row - first) * stride;
+    const typename V::Register bias = epilogue.bias != nullptr ? V::Set(epilogue.bias[row]) : V::Zero();
+    for (size_t k = 0; k < run_count; ++k) {
+      const OutputRun& run = runs[k];
+      const int64_t target = run.target + row * plane;
+      for (int64_t i = 0; i < run.length; i += V::kWidth) {
+        const int64_t left = run.length - i;
+        typename V::Register v = V::Add(V::LoadFirst(source + run.column + i, left), bias);
+        if (epilogue.residual != nullptr) v = V::Add(v, V::LoadFirst(epilogue.residual + target + i, left));
+        V::StoreFirst(y + target + i, left, Activate<V, A>(v));
+      }
+    }
+  }
+}
+
+template <class V>
+void PackPixels(const float* x, const int64_t* offsets, int64_t depth, const PixelRun* runs, size_t run_count,
+                float* tile, int groups) {
+  const int64_t stride = kSpacing[groups];
+  for (int64_t k = 0; k < depth; ++k) {
+    for (size_t j = 0; j < run_count; ++j) {
+      const float* source = x + offsets[k] + runs[j].source;
+      float* target = tile + k * stride + runs[j].column;
+      for (int64_t i = 0; i < runs[j].length; i += V::kWidth) {
+        V::StoreFirst(target + i, runs[j].length - i, V::LoadFirst(source + i, runs[j].length - i));
+      }
+    }
+  }
+}
+
+template <class V>
+bool Finite(const float* x, int64_t size) {
+  // 0 * v is 0 for finite v and NaN otherwise, and a sum keeps a NaN.
+  typename V::Register a = V::Zero(), b = V::Zero();
+  int64_t i = 0;
+  for (; i + 2 * V::kWidth <= size; i += 2 * V::kWidth) {
+    a = V::MulAdd(V::Zero(), V::LoadAny(x + i), a);
+    b = V::MulAdd(V::Zero(), V::LoadAny(x + i + V::kWidth), b);
+  }
+  for (; i < size; i += V::kWidth) a = V::MulAdd(V::Zero(), V::LoadFirst(x + i, size - i), a);
+  return V::Sum(V::Add(a, b)) == 0.0f;
+}
+
+#endif  // SPARSIFY_KERNELS_CSR_PANEL_BODY_H_

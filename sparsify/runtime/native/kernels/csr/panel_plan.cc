@@ -1,0 +1,93 @@
+#include "panel_plan.h"
+
+#include <algorithm>
+
+namespace sparsify {
+namespace csr {
+namespace {
+
+// 112 rows of 64 columns are 28 KB, which leaves a 32 KB cache room for what streams past. Denser weights
+// reach kMaxCount sooner and gain nothing from longer tiles.
+constexpr int64_t kLongTile = 112;
+constexpr int64_t kShortTile = 64;
+constexpr double kDense = 0.3;
+
+int64_t TileDepth(const Matrix& matrix) {
+  const double density = static_cast<double>(matrix.nonzeros) /
+                         (static_cast<double>(matrix.rows) * static_cast<double>(matrix.columns));
+  const int64_t longest = density > kDense ? kShortTile : kLongTile;
+  const int64_t tiles = (matrix.columns + longest - 1) / longest;
+  const int64_t even = (matrix.columns + tiles - 1) / tiles;
+  return (even + kGroup - 1) / kGroup * kGroup;
+}
+
+struct Entry {
+  uint32_t row;
+  uint32_t count;
+  int64_t first;  // non-zero
+};
+
+}  // namespace
+
+PanelPlan::PanelPlan(const Matrix& matrix, int blocks)
+    : depth_(TileDepth(matrix)),
+      tiles_((matrix.columns + depth_ - 1) / depth_),
+      bounds_(BalancedBounds(matrix.pointers, matrix.rows, std::max(blocks, 1))) {
+  values_.reserve(static_cast<size_t>(matrix.nonzeros));
+  offsets_.reserve(static_cast<size_t>(matrix.nonzeros));
+  std::vector<int64_t> next(matrix.pointers, matrix.pointers + matrix.rows);
+  for (int64_t tile = 0; tile < tiles_; ++tile) {
+    for (int block = 0; block < this->blocks(); ++block) {
+      AddSegment(matrix, tile * depth_, std::min((tile + 1) * depth_, matrix.columns), block, &next);
+    }
+  }
+}
+
+void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t last_input, int block,
+                           std::vector<int64_t>* next) {
+  std::vector<Entry> entries;
+  for (int64_t row = first_row(block); row < last_row(block); ++row) {
+    int64_t& at = (*next)[static_cast<size_t>(row)];
+    const int64_t end = matrix.pointers[row + 1];
+    int64_t stop = at;
+    while (stop < end && matrix.Column(stop) < last_input) ++stop;
+    while (at < stop) {
+      const int64_t count = std::min<int64_t>(stop - at, kMaxCount);
+      entries.push_back({static_cast<uint32_t>(row - first_row(block)), static_cast<uint32_t>(count), at});
+      at += count;
+    }
+  }
+  std::stable_sort(entries.begin(), entries.end(),
+                   [](const Entry& a, const Entry& b) { return a.count < b.count; });
+  Begin begin = {values_.size(), rows_.size(), classes_.size(), 0};
+  for (const Entry& entry : entries) {
+    if (begin.class_count == 0 || classes_.back().count != entry.count) {
+      classes_.push_back({entry.count, 0});
+      ++begin.class_count;
+    }
+    ++classes_.back().rows;
+    rows_.push_back(entry.row);
+    for (int64_t i = entry.first; i < entry.first + entry.count; ++i) {
+      values_.push_back(matrix.values[i]);
+      offsets_.push_back(static_cast<uint16_t>(64 * (matrix.Column(i) - first_input)));
+    }
+  }
+  begins_.push_back(begin);
+}
+
+int64_t PanelPlan::largest_block() const {
+  int64_t largest = 0;
+  for (int block = 0; block < blocks(); ++block) {
+    largest = std::max(largest, last_row(block) - first_row(block));
+  }
+  return largest;
+}
+
+PanelSegment PanelPlan::Segment(int64_t tile, int block) const {
+  const Begin& begin = begins_[static_cast<size_t>(tile * blocks() + block)];
+  return {values_.data() + begin.value, offsets_.data() + begin.value, rows_.data() + begin.row,
+          classes_.data() + begin.row_class, begin.class_count};
+}
+
+}  // namespace csr
+}  // namespace sparsify

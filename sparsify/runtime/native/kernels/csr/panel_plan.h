@@ -1,0 +1,67 @@
+// How a packed weight is visited by the panel product.
+//
+// Inputs are cut into tiles whose panel stays in the first-level cache while all rows pass over it; inside a
+// tile rows are sorted by their number of non-zeros (see panel_body.h). Rows are cut into blocks with about
+// the same number of non-zeros, the units of work when there are fewer panels than threads.
+#ifndef SPARSIFY_KERNELS_CSR_PANEL_PLAN_H_
+#define SPARSIFY_KERNELS_CSR_PANEL_PLAN_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "isa.h"
+#include "packed.h"
+
+namespace sparsify {
+namespace csr {
+
+class PanelPlan {
+ public:
+  // At most `blocks` blocks of rows, at least one.
+  PanelPlan(const Matrix& matrix, int blocks);
+
+  int64_t depth() const { return depth_; }  // inputs of a tile; the last may have fewer
+  int64_t tiles() const { return tiles_; }
+  int blocks() const { return static_cast<int>(bounds_.size()) - 1; }
+  int64_t first_row(int block) const { return bounds_[static_cast<size_t>(block)]; }
+  int64_t last_row(int block) const { return bounds_[static_cast<size_t>(block) + 1]; }
+  int64_t largest_block() const;
+  PanelSegment Segment(int64_t tile, int block) const;
+
+ private:
+  struct Begin {
+    size_t value, row, row_class, class_count;
+  };
+  void AddSegment(const Matrix& matrix, int64_t first_input, int64_t last_input, int block,
+                  std::vector<int64_t>* next);
+
+  int64_t depth_ = 0;
+  int64_t tiles_ = 0;
+  std::vector<int64_t> bounds_;
+  std::vector<Begin> begins_;  // [tile][block]
+  std::vector<float> values_;
+  std::vector<uint16_t> offsets_;
+  std::vector<uint32_t> rows_;
+  std::vector<RowClass> classes_;
+};
+
+// Bounds of at most `parts` ranges of [0, size) that carry about the same weight; weights[i] is the total
+// weight before item i, for i <= size.
+template <class T>
+std::vector<int64_t> BalancedBounds(const T* totals, int64_t size, int64_t parts) {
+  std::vector<int64_t> bounds = {0};
+  int64_t at = 0;
+  for (int64_t part = 1; part < parts; ++part) {
+    const double share =
+        static_cast<double>(totals[size]) * static_cast<double>(part) / static_cast<double>(parts);
+    while (at < size && static_cast<double>(totals[at]) < share) ++at;
+    if (at > bounds.back() && at < size) bounds.push_back(at);
+  }
+  bounds.push_back(size);
+  return bounds;
+}
+
+}  // namespace csr
+}  // namespace sparsify
+
+#endif  // SPARSIFY_KERNELS_CSR_PANEL_PLAN_H_

@@ -1,0 +1,124 @@
+// Runs a panel plan over the columns of X: the part that linear and convolution share.
+#ifndef SPARSIFY_KERNELS_CSR_PANEL_PRODUCT_H_
+#define SPARSIFY_KERNELS_CSR_PANEL_PRODUCT_H_
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "../../base/aligned.h"
+#include "../api.h"
+#include "panel_plan.h"
+
+namespace sparsify {
+namespace csr {
+
+// Calls function(worker, task) once for each task < count. Workers, at most `workers` at once, take the next
+// task when they have finished one, so uneven tasks and an overestimated number of threads do no harm.
+template <class Function>
+void RunTasks(const ParallelFor& parallel, int64_t workers, int64_t count, Function function) {
+  workers = std::min(workers, count);
+  if (workers <= 1 || parallel.threads <= 1) {
+    for (int64_t task = 0; task < count; ++task) function(int64_t{0}, task);
+    return;
+  }
+  struct Shared {
+    Function* function;
+    int64_t count;
+    std::atomic<int64_t> next;
+  } shared = {&function, count, {0}};
+  parallel.run(
+      parallel.context, static_cast<size_t>(workers),
+      [](void* argument, size_t worker) {
+        Shared& s = *static_cast<Shared*>(argument);
+        for (int64_t task = s.next.fetch_add(1); task < s.count; task = s.next.fetch_add(1)) {
+          (*s.function)(static_cast<int64_t>(worker), task);
+        }
+      },
+      &shared);
+}
+
+// The plans of one weight, made when first asked for. Safe from several threads.
+class PanelPlans {
+ public:
+  explicit PanelPlans(const Matrix& matrix) : matrix_(matrix) {}
+
+  const PanelPlan& For(int threads) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_ptr<PanelPlan>& plan = plans_[threads];
+    if (plan == nullptr) plan = std::make_unique<PanelPlan>(matrix_, threads);
+    return *plan;
+  }
+
+ private:
+  Matrix matrix_;
+  mutable std::mutex mutex_;
+  mutable std::map<int, std::unique_ptr<PanelPlan>> plans_;
+};
+
+// How `columns` columns are cut into tasks: by panel, and by block of rows as well where panels alone would
+// leave threads idle.
+struct PanelTasks {
+  PanelTasks(const PanelPlan& plan, int64_t total_columns, int threads)
+      : columns(total_columns), panels((columns + kPanelColumns - 1) / kPanelColumns) {
+    const bool even = panels % threads == 0 || panels >= 4 * threads;
+    parts = even ? 1 : plan.blocks();
+    workers = std::min<int64_t>(threads, panels * parts);
+    const int64_t groups = std::min<int64_t>(kMaxGroups, (columns + kGroup - 1) / kGroup);
+    const int64_t rows = parts == 1 ? plan.last_row(plan.blocks() - 1) : plan.largest_block();
+    const int64_t row_bytes = kSpacing[groups] * static_cast<int64_t>(sizeof(float));
+    tile_bytes = static_cast<size_t>(plan.depth() * row_bytes);
+    worker_bytes = tile_bytes + static_cast<size_t>(rows * row_bytes);
+  }
+  size_t ScratchBytes() const { return static_cast<size_t>(workers) * worker_bytes + kCacheLine; }
+
+  int64_t columns;
+  int64_t panels;
+  int64_t parts;
+  int64_t workers;
+  size_t tile_bytes;
+  size_t worker_bytes;
+};
+
+// make(first_column, columns) tells how these columns are read and written: its result's
+// Pack(first_input, depth, tile, groups) fills a tile, Store(first_row, last_row, panel, groups) writes
+// finished sums.
+template <class Make>
+void RunPanels(const Isa& isa, const PanelPlan& plan, int64_t inputs, const PanelTasks& tasks,
+               const ParallelFor& parallel, void* scratch, Make make) {
+  unsigned char* memory = AlignUp<unsigned char>(scratch);
+  RunTasks(parallel, tasks.workers, tasks.panels * tasks.parts, [&](int64_t worker, int64_t task) {
+    float* tile = reinterpret_cast<float*>(memory + static_cast<size_t>(worker) * tasks.worker_bytes);
+    float* panel = tile + tasks.tile_bytes / sizeof(float);
+    const int64_t first_column = task / tasks.parts * kPanelColumns;
+    const int64_t columns = std::min(kPanelColumns, tasks.columns - first_column);
+    const int groups = static_cast<int>((columns + kGroup - 1) / kGroup);
+    const int64_t spacing = kSpacing[groups];
+    const int first_block = tasks.parts == 1 ? 0 : static_cast<int>(task % tasks.parts);
+    const int last_block = tasks.parts == 1 ? plan.blocks() : first_block + 1;
+    const int64_t first_row = plan.first_row(first_block);
+    const int64_t last_row = plan.last_row(last_block - 1);
+    const auto ends = make(first_column, columns);
+    // Columns beyond the last are multiplied too: stale denormals there would cost a hundred cycles each.
+    std::memset(tile, 0, static_cast<size_t>(plan.depth() * spacing) * sizeof(float));
+    std::memset(panel, 0, static_cast<size_t>((last_row - first_row) * spacing) * sizeof(float));
+    for (int64_t t = 0; t < plan.tiles(); ++t) {
+      const int64_t first_input = t * plan.depth();
+      ends.Pack(first_input, std::min(plan.depth(), inputs - first_input), tile, groups);
+      for (int block = first_block; block < last_block; ++block) {
+        isa.multiply(plan.Segment(t, block), tile, panel + (plan.first_row(block) - first_row) * spacing,
+                     groups);
+      }
+    }
+    ends.Store(first_row, last_row, panel, groups);
+  });
+}
+
+}  // namespace csr
+}  // namespace sparsify
+
+#endif  // SPARSIFY_KERNELS_CSR_PANEL_PRODUCT_H_

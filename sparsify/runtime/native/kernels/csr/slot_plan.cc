@@ -1,0 +1,149 @@
+#include "slot_plan.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sparsify {
+namespace csr {
+namespace {
+
+// A slot costs 16 values and 5 bits for each lane, used or not; a non-zero of the rest its value, its input
+// and a gathered load. In units of a slot, measured.
+constexpr double kRestCost = 0.18;
+
+struct Nonzero {
+  uint32_t lane;
+  uint32_t input;
+  float value;
+};
+
+// How many slots to give a block whose lanes have these counts.
+uint32_t BestSlots(const uint32_t counts[kLanes]) {
+  uint32_t best = 0;
+  double best_cost = 0.0;
+  for (int lane = 0; lane < kLanes; ++lane) best_cost += kRestCost * counts[lane];
+  for (uint32_t slots = 1; slots <= kBlock; ++slots) {
+    double cost = slots + 0.15 * ((slots + kMaxSlots - 1) / kMaxSlots);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (counts[lane] > slots) cost += kRestCost * (counts[lane] - slots);
+    }
+    if (cost < best_cost) {
+      best_cost = cost;
+      best = slots;
+    }
+  }
+  return best;
+}
+
+struct Record {
+  uint32_t block;
+  uint32_t slots;
+  float values[kMaxSlots][kLanes];
+  uint32_t indices[kLanes];
+};
+
+void CopyTo(const std::vector<float>& from, AlignedBuffer* to) {
+  *to = AlignedBuffer(from.size() * sizeof(float));
+  if (!from.empty()) std::memcpy(to->as<float>(), from.data(), from.size() * sizeof(float));
+}
+
+}  // namespace
+
+struct SlotPlan::Draft {
+  std::vector<float> stream, rest_values, rest_inputs;  // integers as bits
+};
+
+SlotPlan::SlotPlan(const Matrix& matrix) {
+  Draft draft;
+  totals_.push_back(0);
+  for (int64_t group = 0; group * kLanes < matrix.rows; ++group) {
+    DraftGroup(matrix, group, &draft);
+    totals_.push_back(static_cast<int64_t>(
+        sizeof(float) * (draft.stream.size() + draft.rest_values.size() + draft.rest_inputs.size())));
+  }
+  CopyTo(draft.stream, &stream_);
+  CopyTo(draft.rest_values, &rest_values_);
+  CopyTo(draft.rest_inputs, &rest_inputs_);
+}
+
+void SlotPlan::DraftGroup(const Matrix& matrix, int64_t group, Draft* draft) {
+  const int64_t lanes = std::min<int64_t>(kLanes, matrix.rows - group * kLanes);
+  const int64_t whole_blocks = matrix.columns / kBlock;
+  std::vector<Record> records;
+  std::vector<std::vector<Nonzero>> rest(kLanes);
+  int64_t at[kLanes];
+  for (int64_t lane = 0; lane < lanes; ++lane) at[lane] = matrix.pointers[group * kLanes + lane];
+
+  for (int64_t block = 0; block * kBlock < matrix.columns; ++block) {
+    std::vector<Nonzero> members;
+    uint32_t counts[kLanes] = {};
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t end = matrix.pointers[group * kLanes + lane + 1];
+      for (; at[lane] < end && matrix.Column(at[lane]) < (block + 1) * kBlock; ++at[lane]) {
+        members.push_back({static_cast<uint32_t>(lane), static_cast<uint32_t>(matrix.Column(at[lane])),
+                           matrix.values[at[lane]]});
+        ++counts[lane];
+      }
+    }
+    const uint32_t slots = block < whole_blocks ? BestSlots(counts) : 0;
+    const size_t first = records.size();
+    for (uint32_t left = slots; left > 0; left -= records.back().slots) {
+      Record record = {};
+      record.block = static_cast<uint32_t>(block * kBlock);
+      record.slots = std::min<uint32_t>(left, kMaxSlots);
+      records.push_back(record);
+    }
+    uint32_t used[kLanes] = {};
+    for (const Nonzero& nonzero : members) {
+      const uint32_t slot = used[nonzero.lane]++;
+      if (slot >= slots) {
+        rest[nonzero.lane].push_back(nonzero);
+        continue;
+      }
+      Record& record = records[first + slot / kMaxSlots];
+      record.values[slot % kMaxSlots][nonzero.lane] = nonzero.value;
+      record.indices[nonzero.lane] |= (nonzero.input - record.block) << (5 * (slot % kMaxSlots));
+    }
+  }
+
+  std::stable_sort(records.begin(), records.end(),
+                   [](const Record& a, const Record& b) { return a.slots < b.slots; });
+  Begin begin = {draft->stream.size(), blocks_.size(), classes_.size(), 0, draft->rest_values.size(), 0};
+  for (const Record& record : records) {
+    if (begin.class_count == 0 || classes_.back().slots != record.slots) {
+      classes_.push_back({record.slots, 0});
+      ++begin.class_count;
+    }
+    ++classes_.back().blocks;
+    blocks_.push_back(record.block);
+    float bits[kLanes];
+    std::memcpy(bits, record.indices, sizeof(bits));
+    draft->stream.insert(draft->stream.end(), bits, bits + kLanes);
+    draft->stream.insert(draft->stream.end(), record.values[0], record.values[0] + record.slots * kLanes);
+  }
+  for (const auto& lane : rest) begin.rest_count = std::max(begin.rest_count, lane.size());
+  for (size_t i = 0; i < begin.rest_count; ++i) {
+    for (const auto& lane : rest) {
+      const Nonzero nonzero = i < lane.size() ? lane[i] : Nonzero{0, 0, 0.0f};
+      float bits;
+      std::memcpy(&bits, &nonzero.input, sizeof(bits));
+      draft->rest_values.push_back(nonzero.value);
+      draft->rest_inputs.push_back(bits);
+    }
+  }
+  begins_.push_back(begin);
+}
+
+SlotGroup SlotPlan::Group(int64_t group) const {
+  const Begin& begin = begins_[static_cast<size_t>(group)];
+  return {stream_.as<float>() + begin.stream,
+          blocks_.data() + begin.block,
+          classes_.data() + begin.slot_class,
+          begin.class_count,
+          rest_values_.as<float>() + begin.rest,
+          rest_inputs_.as<uint32_t>() + begin.rest,
+          begin.rest_count};
+}
+
+}  // namespace csr
+}  // namespace sparsify

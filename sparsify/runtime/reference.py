@@ -1,0 +1,112 @@
+"""The meaning of the sparse operators, in NumPy: kernels are tested against it.
+
+Both compute `y = activation(W x + bias + residual)` in float64 and round once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsify.errors import UserError
+from sparsify.runtime.layouts import Packed, unpack
+
+Array = npt.NDArray[np.floating]
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh")
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def activate(x: Array, activation: str) -> Array:
+    """Applies a fused activation.
+
+    Args:
+        x: Any shape.
+        activation: One of `ACTIVATIONS`; `gelu` is the exact one, `gelu_tanh` its approximation.
+
+    Raises:
+        UserError: An unknown activation.
+    """
+    if activation == "none":
+        return x
+    if activation == "relu":
+        return np.asarray(np.maximum(x, 0))
+    if activation == "gelu":
+        return np.asarray(0.5 * x * (1 + (_erf(x / math.sqrt(2)) if x.size else x)))
+    if activation == "gelu_tanh":
+        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    raise UserError(f"unknown activation {activation!r}; there are {', '.join(ACTIVATIONS)}")
+
+
+def _product(x: Array, weight: npt.NDArray[np.float32]) -> Array:
+    """x `[..., in]` times weight `[out, in]`, transposed; zeros are skipped: NaN times zero adds nothing."""
+    sums = np.zeros((*x.shape[:-1], weight.shape[0]))
+    for row, values in enumerate(weight.astype(np.float64)):
+        (columns,) = np.nonzero(values)
+        sums[..., row] = x[..., columns].astype(np.float64) @ values[columns]
+    return sums
+
+
+def _finish(
+    sums: Array, bias: Array | None, residual: Array | None, activation: str
+) -> npt.NDArray[np.float32]:
+    """Sums with their channels last, so that the bias broadcasts; the residual has their shape."""
+    if bias is not None:
+        sums = sums + bias
+    if residual is not None:
+        sums = sums + residual
+    return np.asarray(activate(sums, activation), dtype=np.float32)
+
+
+def sparse_linear(
+    x: npt.NDArray[np.float32],
+    packed: Packed,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    activation: str = "none",
+) -> npt.NDArray[np.float32]:
+    """SparseLinear: X `[..., in]`, bias `[out]`, residual and Y `[..., out]`."""
+    return _finish(_product(x, unpack(packed)), bias, residual, activation)
+
+
+def _extents(packed: Packed, name: str) -> list[int]:
+    value = packed.attributes[name]
+    if not isinstance(value, list):
+        raise UserError(f"{name} must be a list, not {value!r}")
+    return value
+
+
+def unfold(x: npt.NDArray[np.float32], packed: Packed) -> npt.NDArray[np.float32]:
+    """The inputs of every output pixel: `[N, H', W', in * kh * kw]` of X `[N, in, H, W]`.
+
+    Raises:
+        UserError: The input is smaller than the dilated kernel.
+    """
+    strides, pads, dilations = (_extents(packed, name) for name in ("strides", "pads", "dilations"))
+    padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    kernel = packed.shape[2:]
+    spans = [(kernel[i] - 1) * dilations[i] + 1 for i in range(2)]
+    if padded.shape[2] < spans[0] or padded.shape[3] < spans[1]:
+        raise UserError(f"an input of shape {list(x.shape)} is smaller than the dilated kernel")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
+    taps = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+    return np.moveaxis(taps, 1, 3).reshape(x.shape[0], *taps.shape[2:4], -1)
+
+
+def sparse_conv(
+    x: npt.NDArray[np.float32],
+    packed: Packed,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    activation: str = "none",
+) -> npt.NDArray[np.float32]:
+    """SparseConv: X `[N, in, H, W]`, bias `[out]`, residual and Y `[N, out, H', W']`.
+
+    Raises:
+        UserError: The input is smaller than the dilated kernel.
+    """
+    sums = _product(unfold(x, packed), unpack(packed).reshape(packed.shape[0], -1))
+    last = None if residual is None else np.moveaxis(residual, 1, -1)
+    return np.ascontiguousarray(np.moveaxis(_finish(sums, bias, last, activation), -1, 1))

@@ -20,6 +20,7 @@ from sparsify.graph import (
     rules_layers,
     rules_products,
     rules_scalars,
+    rules_sections,
     rules_views,
 )
 from sparsify.graph.dimensions import (
@@ -40,6 +41,7 @@ from sparsify.graph.rules_scalars import FUNCTION_RULES
 RULES: dict[str, Rule] = {
     **rules_elementwise.RULES,
     **rules_views.RULES,
+    **rules_sections.RULES,
     **rules_index.RULES,
     **rules_products.RULES,
     **rules_layers.RULES,

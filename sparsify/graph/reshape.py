@@ -1,8 +1,8 @@
 """Solves a reshape: which output dimension is made of which input dimensions.
 
 A reshape keeps the row-major order of its elements, so both shapes are mixed-radix notations of one index.
-Read from the left at their present values, dimensions are merged until they fill an output dimension and split
-where they overfill it; every merge and split is an equation between the widths.
+Read from the left at their present values, dimensions are merged until they fill an output dimension and
+split where they overfill it; every merge and split is an equation between the widths.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def data_nodes(graph: Graph) -> frozenset[Node]:
 def residual_additions(graph: Graph, data: frozenset[Node], layers: frozenset[Node]) -> frozenset[Node]:
     """Additions of two activations that different layers made.
 
-    Each value is traced back to what made it: a layer, a product, or what first joined two others. An addition
-    of two things made by the same one (a rotation of queries, an activation function spelled out) is none.
+    Each value is traced back to what made it: a layer, a product, or what first joined two others. An
+    addition of two things made by the same one (rotated queries, an activation function spelled out) is none.
     """
     origin: dict[Node, Node | None] = {}
     additions = set()

@@ -105,24 +105,26 @@ def _table(rule: Rule, names: str) -> dict[str, Rule]:
 RULES: dict[str, Rule] = {
     **_table(
         broadcast,
-        "__and__ __or__ __xor__ __lshift__ __rshift__ masked_fill where rsub true_divide divide multiply subtract "
-        "maximum minimum max min greater less equal greater_equal less_equal not_equal float_power isclose copysign",
+        "__and__ __or__ __xor__ __lshift__ __rshift__ masked_fill where rsub true_divide divide "
+        "multiply subtract maximum minimum max min greater less equal greater_equal less_equal "
+        "not_equal float_power isclose copysign",
     ),
     **_table(
         same,
-        "clone contiguous to _to_copy type_as detach alias lift_fresh lift_fresh_copy dropout alpha_dropout "
-        "feature_dropout feature_alpha_dropout softmax _softmax log_softmax _log_softmax _safe_softmax softmin "
-        "cumsum cumprod logcumsumexp flip roll triu tril zeros_like ones_like full_like empty_like rand_like "
-        "randn_like randint_like bernoulli fill zero copy positive resolve_conj resolve_neg float half double "
-        "bool long int square log_sigmoid logsigmoid mish selu celu elu rrelu hardsigmoid "
-        "hardswish relu6 softplus softsign tanhshrink threshold nan_to_num clip arctan arcsin arccos isfinite "
-        "absolute negative renorm fft_fftn normal uniform exponential masked_scatter convert_element_type",
+        "clone contiguous to _to_copy type_as detach alias lift_fresh lift_fresh_copy dropout "
+        "alpha_dropout feature_dropout feature_alpha_dropout softmax _softmax log_softmax "
+        "_log_softmax _safe_softmax softmin cumsum cumprod logcumsumexp flip roll triu tril "
+        "zeros_like ones_like full_like empty_like rand_like randn_like randint_like bernoulli "
+        "fill zero copy positive resolve_conj resolve_neg float half double bool long int square "
+        "log_sigmoid logsigmoid mish selu celu elu rrelu hardsigmoid hardswish relu6 softplus "
+        "softsign tanhshrink threshold nan_to_num clip arctan arcsin arccos isfinite absolute "
+        "negative renorm fft_fftn normal uniform exponential masked_scatter convert_element_type",
     ),
     **_table(same_several, "native_dropout log_sigmoid_forward cummax cummin"),
     **_table(
         reduction,
-        "mean sum amax amin prod var std norm linalg_vector_norm logsumexp all any nansum nanmean count_nonzero "
-        "max min median nanmedian aminmax frobenius_norm",
+        "mean sum amax amin prod var std norm linalg_vector_norm logsumexp all any nansum nanmean "
+        "count_nonzero max min median nanmedian aminmax frobenius_norm",
     ),
     **_table(moments, "var_mean std_mean"),
     **_table(position, "argmax argmin"),

@@ -70,7 +70,7 @@ def layer_norm_module(node: Node, module: nn.Module, dimensions: Dimensions) -> 
         weight = dimensions.parameter(tensor)  # type: ignore[arg-type]
         dimensions.unify_shape(x[len(x) - len(weight) :], weight, node)
     if module.weight is None:
-        shape = x[len(x) - len(module.normalized_shape) :]  # type: ignore[arg-type]
+        shape = x[len(x) - len(module.normalized_shape) :]
         dimensions.pin(shape, f"{dimensions.where(node)} normalizes it without a weight")
     return x
 

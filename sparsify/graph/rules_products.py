@@ -1,8 +1,8 @@
 """Rules of matrix products, attention and functional layers.
 
 A product of two activations is attention or something like it: its scale, and what its rows and columns mean,
-belong to their sizes. So all but the batch dimensions of such a product keep their sizes: head sizes stay, head
-counts grow. A product with a parameter couples what it contracts and nothing else.
+belong to their sizes. So all but the batch dimensions of such a product keep their sizes: head sizes stay,
+head counts grow. A product with a parameter couples what it contracts and nothing else.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class ShapeMismatchError(UnsupportedModelError):
         path = module_path(node)
         super().__init__(
             f"{operator_name(node)} (node {node.name}{f', in {path}' if path else ''}) cannot run on its "
-            f"shapes: {reason}. This is a fault of the rewrite that made them; leave the layers around it dense."
+            f"shapes: {reason}. This is a fault of the rewrite that made them; keep the layers around it."
         )
         self.node = node
 

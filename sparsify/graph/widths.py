@@ -256,8 +256,8 @@ class Widths:
     def factor(self, poly: Poly, part: Poly) -> Poly | None:
         """Splits a size in two: solves ``poly = part · rest`` for ``rest``.
 
-        ``part`` is usually a fresh symbol, whose present value says how much to take. It becomes a factor that
-        is there already, or the one symbol that it divides becomes a product.
+        ``part`` is usually a fresh symbol, whose present value says how much to take. It becomes a factor
+        that is there already, or the one symbol that it divides becomes a product.
 
         Returns:
             ``rest``, or None where the split is ambiguous or impossible.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from sparsify.errors import UnsupportedModelError
+from sparsify.graph.signature import Signature
 
 aten = torch.ops.aten
 
@@ -71,6 +72,8 @@ def lift(ep: ExportedProgram) -> Lifted:
 
 
 def _register(key: str, lifted: Lifted) -> str:
+    if any(character in key for character in "\"'\\\n\r"):
+        raise UnsupportedModelError(f"a parameter or buffer has the name {key!r}; names must not hold quotes or newlines")
     path = safe_path(key)
     if path != key:
         lifted.renamed[path] = key
@@ -125,14 +128,18 @@ def is_counter(path: str) -> bool:
     return path.rpartition(".")[2] == "num_batches_tracked"
 
 
-def _codegen(ep: ExportedProgram) -> _PyTreeCodeGen:
+def _codegen(ep: ExportedProgram) -> Signature:
     in_spec, out_spec = ep.call_spec.in_spec, ep.call_spec.out_spec
     signature = ep.module_call_graph[0].signature if ep.module_call_graph else None
     names = list(signature.forward_arg_names or []) if signature is not None else []
     args, kwargs = in_spec.children() if hasattr(in_spec, "children") else in_spec.children_specs
     if len(names) != args.num_children + kwargs.num_children:
         names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context)
-    return _PyTreeCodeGen(_PyTreeInfo(names, in_spec, out_spec))
+    # The names are written into generated code, and an archive may say anything.
+    for name in [*names, *(kwargs.context or [])]:
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+            raise UnsupportedModelError(f"an input of the model has the name {name!r}, which no argument can have")
+    return Signature(names, in_spec, out_spec)
 
 
 def _take_bodies(owner: nn.Module, lifted: Lifted) -> None:

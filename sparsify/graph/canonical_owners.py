@@ -132,6 +132,7 @@ def stack_path(node: Node) -> str:
 def path_inside(node: Node, name: str) -> str:
     """Where a module that `node` needs belongs: at the module that made the call, or below it as `name`."""
     path, kind = _innermost(node)
+    path = re.sub(r"[\"'\\\r\n]", "_", path)
     if kind in _OWN_TYPES and path:
         return path
     return f"{path}.{name}" if path else name
@@ -142,6 +143,8 @@ def _innermost(node: Node) -> tuple[str, str]:
     if not stack:
         return "", ""
     path, kind = list(stack.values())[-1]
+    if path.startswith("_empty_nn_module_stack"):
+        return "", ""
     if isinstance(kind, type):
         kind = f"{kind.__module__}.{kind.__qualname__}"
     return re.sub(r"@\d+", "", path), kind

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map, tree_unflatten
 
 from sparsify.errors import UserError
+from sparsify.graph.signature import signature_of
 from sparsify.graph.traced import Traced
 
 _OPEN_BATCH, _OPEN_LENGTH = 2, 16
@@ -63,10 +64,10 @@ class InputSpec:
     @classmethod
     def from_graph(cls, module: GraphModule) -> InputSpec:
         """Reads the inputs of a canonical graph from its placeholders."""
-        info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
+        signature = signature_of(module.graph)
         leaves = [_leaf(node.meta.get("val")) for node in module.graph.find_nodes(op="placeholder")]
-        args, kwargs = tree_unflatten(leaves, info.in_spec)
-        return cls(tuple(info.orig_args[: len(args)]), tuple(args), dict(kwargs))
+        args, kwargs = tree_unflatten(leaves, signature.in_spec)
+        return cls(tuple(signature.names[: len(args)]), tuple(args), dict(kwargs))
 
     @classmethod
     def parse(cls, descriptions: Sequence[str]) -> InputSpec:

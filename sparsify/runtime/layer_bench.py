@@ -179,7 +179,7 @@ def _row(
         "dense_us": 1e6 * dense.median,
         "sparse_us": 1e6 * sparse.median,
         "speedup": dense.median / sparse.median,
-        "gflops": 2e-9 * np.count_nonzero(weight) * positions / sparse.median,
+        "gflops": 2e-9 * float(np.count_nonzero(weight)) * positions / sparse.median,
         "max_abs_error": error,
     }
 
@@ -216,6 +216,7 @@ def _sparse_model(layer: Layer, weight: Array) -> bytes:
     else:
         packed = layouts.pack_conv(weight, strides=(1, 1), pads=layer.pads, dilations=(1, 1))
     names = [f"w{i}" for i in range(len(packed.tensors))]
+    attributes: dict[str, Any] = dict(packed.attributes)
     node = helper.make_node(
         packed.operator,
         ["x", "b", "", *names],
@@ -223,7 +224,7 @@ def _sparse_model(layer: Layer, weight: Array) -> bytes:
         name="sparse",
         domain=DOMAIN,
         activation="none",
-        **packed.attributes,
+        **attributes,
     )
     return _model(layer, node, dict(zip(names, packed.tensors, strict=True)))
 

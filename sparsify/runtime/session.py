@@ -196,7 +196,7 @@ def _options(
     threads: int | None, config: Mapping[str, str], extra: Mapping[str, Any]
 ) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised; printing it as well helps nobody
     if threads is not None:
         if threads < 1:
             raise UserError(f"threads must be at least 1, not {threads}")

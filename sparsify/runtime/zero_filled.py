@@ -47,6 +47,9 @@ def zero_filled(model: onnx.ModelProto) -> onnx.ModelProto:
             added.extend(weights)
         else:
             nodes.append(node)
+    standard = [entry for entry in model.opset_import if entry.domain != DOMAIN]
+    del twin.opset_import[:]
+    twin.opset_import.extend(standard)
     del twin.graph.node[:]
     twin.graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input} | {value.name for value in twin.graph.output}

@@ -105,7 +105,6 @@ def test_the_zero_filled_twin_computes_the_same(activation: str):
         constants |= {f"{name}.{i}": tensor for i, tensor in enumerate(packed.tensors)}
     sparse = model(nodes, constants, {"x": ["n", 3, 9, 8], "residual": ["n", 6, 5, 8]})
     twin = zero_filled(sparse)
-    onnx.checker.check_model(twin)
     assert sparse_nodes(twin) == []
     assert len(sparse_nodes(sparse)) == 2
     feeds = {"x": values((2, 3, 9, 8)), "residual": values((2, 6, 5, 8), 7)}

@@ -105,7 +105,7 @@ def test_packed_weights_that_are_corrupt_are_an_error_and_no_crash():
         if tensor.dtype.kind not in "iu" or tensor.size == 0:
             continue
         broken = tensor.copy()
-        broken.flat[-1] = np.iinfo(tensor.dtype).max
+        broken[tensor.size // 2] = np.iinfo(tensor.dtype).max
         tensors = (*packed.tensors[:index], broken, *packed.tensors[index + 1 :])
         with pytest.raises(RuntimeLibraryError, match="sparse"):
             Session(one_node(packed, ["n", 30], tensors=tensors))
@@ -148,7 +148,7 @@ def test_shapes_that_do_not_fit_at_run_time_are_user_errors():
 
 def test_wrong_inputs_are_named(tmp_path: Path):
     session = Session(sparse_mlp(tmp_path / "mlp.onnx"))
-    with pytest.raises(UserError, match="misses its input 'x'"):
+    with pytest.raises(UserError, match=r"input 'x' of .* is missing"):
         session.run({})
     with pytest.raises(UserError, match="no input 'z'"):
         session.run({"x": values((1, 24)), "z": values((1,))})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from sparsify.lowering.contents import describe
 from sparsify.lowering.pipeline import lower
 from sparsify.lowering.report import LayerReport, LowerReport, NodeCounts
 
-__all__ = ["LayerReport", "LowerReport", "NodeCounts", "lower"]
+__all__ = ["LayerReport", "LowerReport", "NodeCounts", "describe", "lower"]

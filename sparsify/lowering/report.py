@@ -53,7 +53,7 @@ class LowerReport:
     bytes: int
     layers: tuple[LayerReport, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries and lists."""
         return asdict(self) | {
             "layers": [asdict(layer) | {"shape": list(layer.shape)} for layer in self.layers]

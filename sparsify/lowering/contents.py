@@ -19,8 +19,9 @@ def describe(path: str | Path) -> dict[str, Any]:
         path: Any ONNX file.
 
     Returns:
-        `kind` ("onnx"), `file`, `inputs[{name, shape}]`, `outputs[{name, shape}]`, `parameters` (entries of all
-        stored constants) and `layers[{node, op, shape, density, note}]`; the note says what keeps a node dense.
+        `kind` ("onnx"), `file`, `inputs[{name, shape}]`, `outputs[{name, shape}]`, `parameters` (entries of
+        all stored constants) and `layers[{node, op, shape, density, note}]`; the note says what keeps a node
+        dense.
 
     Raises:
         UserError: The file is missing, damaged or not ONNX, or a weight is not finite.
@@ -31,14 +32,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     for match in match_all(graph):
         shape = match.shape if isinstance(match, LeftAlone) else match.weight.shape
         note = match.reason if isinstance(match, LeftAlone) else ""
-        row = {
-            "node": match.node,
-            "op": match.op,
-            "shape": list(shape),
-            "density": match.density,
-            "note": note,
-        }
-        layers.append(row)
+        row = {"node": match.node, "op": match.op, "shape": list(shape), "density": match.density}
+        layers.append(row | {"note": note})
     given = [value.name for value in source.input if value.name not in graph.overridable]
     return {
         "kind": "onnx",

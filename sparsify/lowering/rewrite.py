@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -114,14 +115,10 @@ def sparse_node(candidate: Candidate, packed: Packed, constants: NewConstants) -
         constants.add(f"{candidate.weight_key[0]}.{packed.layout}.{i}", tensor, key=(*key, i))
         for i, tensor in enumerate(packed.tensors)
     ]
+    attributes: dict[str, Any] = {**packed.attributes, "activation": candidate.activation}
+    inputs = [candidate.x, bias, candidate.residual or "", *weights]
     return helper.make_node(
-        packed.operator,
-        [candidate.x, bias, candidate.residual or "", *weights],
-        [candidate.output],
-        name=candidate.node,
-        domain=DOMAIN,
-        activation=candidate.activation,
-        **packed.attributes,
+        packed.operator, inputs, [candidate.output], name=candidate.node, domain=DOMAIN, **attributes
     )
 
 

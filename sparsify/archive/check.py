@@ -1,8 +1,8 @@
 """The check that every torch.export archive passes before torch.export reads it.
 
 Reading an archive can run code: payloads that are pickles, sample inputs, symbolic expressions that sympy
-evaluates, operator names that are looked up, enums of pytrees that are imported. Each is refused here unless it
-is what an archive of tensors and ATen calls needs.
+evaluates, operator names that are looked up, enums of pytrees that are imported. Each is refused here
+unless it is what an archive of tensors and ATen calls needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ _TARGET = re.compile(
     r"|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
 )
 _READS_FILES = {"from_file", "save", "_save", "load", "_load"}
-_CONTAINERS = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", "collections.namedtuple"}
+_CONTAINERS = {
+    "builtins.tuple",
+    "builtins.list",
+    "builtins.dict",
+    "collections.OrderedDict",
+    "collections.namedtuple",
+}
 _NAMES = ("parameter_name", "buffer_name", "tensor_constant_name")
 
 
@@ -48,7 +54,9 @@ def check_archive(path: Path) -> None:
             _check_program(name, records.json(name))
         elif name.endswith(("_weights_config.json", "_constants_config.json")):
             _check_payloads(name, records.json(name))
-        elif name.endswith(".pt") and name.startswith(("data/sample_inputs/", "data/weights/", "data/constants/")):
+        elif name.endswith(".pt") and name.startswith(
+            ("data/sample_inputs/", "data/weights/", "data/constants/")
+        ):
             _check_tensors_only(name, records.bytes(name))
 
 
@@ -104,7 +112,11 @@ def _check_program(name: str, content: Any) -> None:
             _check_target(name, item["target"])
         if "as_operator" in item:
             _check_target(name, item["as_operator"])
-        if item.get("as_custom_obj") is not None or "custom_obj_name" in item or item.get("custom_obj_values"):
+        if (
+            item.get("as_custom_obj") is not None
+            or "custom_obj_name" in item
+            or item.get("custom_obj_values")
+        ):
             raise PickleConsentError(f"{name} holds an object that is no tensor")
         for key in ("in_spec", "out_spec"):
             if item.get(key):
@@ -144,7 +156,9 @@ def _check_tree(name: str, text: Any) -> None:
             if any("__enum__" in item for item in _dicts(json.loads(context) if context else None)):
                 raise PickleConsentError(f"{name} has inputs or outputs with keys that must be imported")
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"the archive is damaged at {name}: its inputs or outputs cannot be read ({error})") from error
+        raise UserError(
+            f"the archive is damaged at {name}: its inputs or outputs cannot be read ({error})"
+        ) from error
 
 
 def _dicts(content: Any) -> Iterator[dict[str, Any]]:

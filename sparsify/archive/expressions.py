@@ -1,7 +1,7 @@
 """Symbolic sizes in an archive: integer arithmetic over symbols, and nothing else.
 
-torch writes them in sympy's constructor form, `Mul(Integer(2), Symbol('s0', integer=True))`, older versions as
-`2*s0`; both are read here.
+torch writes them in sympy's constructor form, `Mul(Integer(2), Symbol('s0', integer=True))`, older
+versions as `2*s0`; both are read here.
 """
 
 from __future__ import annotations
@@ -75,8 +75,12 @@ def _allowed(node: ast.expr) -> bool:
             return _allowed(node.left) and _is_small(node.right)
         return isinstance(node.op, _BINARY) and _allowed(node.left) and _allowed(node.right)
     if isinstance(node, ast.Compare):
-        return all(isinstance(op, _COMPARED) for op in node.ops) and all(map(_allowed, [node.left, *node.comparators]))
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and _allowed_call(node.func.id, node)
+        return all(isinstance(op, _COMPARED) for op in node.ops) and all(
+            map(_allowed, [node.left, *node.comparators])
+        )
+    return (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and _allowed_call(node.func.id, node)
+    )
 
 
 def _allowed_call(name: str, node: ast.Call) -> bool:
@@ -93,7 +97,9 @@ def _allowed_call(name: str, node: ast.Call) -> bool:
 
 
 def _is_symbol_name(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str) and bool(_SYMBOL.fullmatch(node.value))
+    return (
+        isinstance(node, ast.Constant) and isinstance(node.value, str) and bool(_SYMBOL.fullmatch(node.value))
+    )
 
 
 def _is_integer(node: ast.expr) -> bool:
@@ -103,6 +109,11 @@ def _is_integer(node: ast.expr) -> bool:
 
 
 def _is_small(node: ast.expr) -> bool:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Integer" and node.args:
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Integer"
+        and node.args
+    ):
         node = node.args[0]
     return isinstance(node, ast.Constant) and type(node.value) is int and 0 <= node.value <= _LARGEST_POWER

@@ -29,7 +29,7 @@ from sparsify.passes.record import Record
 
 _REFUSED = {
     Kind.TORCHSCRIPT: "TorchScript cannot be rewritten; save the nn.Module itself, or torch.export it",
-    Kind.AOTINDUCTOR: "it holds compiled code and no graph; use the .pt2 of torch.export.save it was made from",
+    Kind.AOTINDUCTOR: "it holds compiled code and no graph; load the .pt2 that it was compiled from",
     Kind.EXPORTED_OLD: "load it with the torch that wrote it and save it with a newer one",
 }
 
@@ -71,16 +71,19 @@ def _read(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            contents = load_pt2(file)  # type: ignore[arg-type]
+            contents = load_pt2(file)
     except Exception as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise UserError(
-            f"{path} cannot be read by torch {torch.__version__}: {said}. It is damaged, or was written by another "
+            f"{path} cannot be read by torch {torch.__version__}: {said}. It is damaged, or was "
+            f"written by another "
             "version of torch, or returns classes of a package that is not imported"
         ) from error
     programs = contents.exported_programs
     if len(programs) != 1 and "model" not in programs:
-        raise UserError(f"{path} holds {len(programs)} models ({', '.join(sorted(programs)) or 'none'}); one is needed")
+        raise UserError(
+            f"{path} holds {len(programs)} models ({', '.join(sorted(programs)) or 'none'}); one is needed"
+        )
     program = programs.get("model") or next(iter(programs.values()))
     # Guards are Python source from the file; the canonical form has no use for them.
     program._guards_code = []

@@ -30,7 +30,8 @@ VERSION = 1
 def save(model: nn.Module, path: str | Path) -> None:
     """Writes a model to one `.pt2` archive that torch.export.load and `load` read; no pickle is in it.
 
-    Plan, parameter map, scaling, masks and training behaviour are inside. The file appears whole or not at all.
+    Plan, parameter map, scaling, masks and training behaviour are inside. The file appears whole or not at
+    all.
 
     Args:
         model: From transform, load, or `archive.wrap(trace(...))`.
@@ -43,7 +44,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     """
     if not isinstance(model, SparseGraphModule):
         raise UserError(
-            f"save takes a model from sparsify.transform or sparsify.load, not {type(model).__name__}; for another "
+            f"save takes a model from sparsify.transform or sparsify.load, not "
+            f"{type(model).__name__}; for another "
             "dense model use sparsify.archive.wrap(sparsify.trace(model, args))"
         )
     verify_masks(model)
@@ -64,7 +66,9 @@ def _with_plain_outputs(model: SparseGraphModule) -> tuple[torch.fx.GraphModule,
     graph = copy.deepcopy(model.graph)
     signature = signature_of(model.graph)
     if signature.out_spec is None:
-        raise UnsupportedModelError("the graph does not say what it returns; was its code generator replaced?")
+        raise UnsupportedModelError(
+            "the graph does not say what it returns; was its code generator replaced?"
+        )
     spec, classes = to_plain(signature.out_spec)
     graph.set_codegen(signature.returning(spec))
     plain = torch.fx.GraphModule(model, graph)
@@ -95,7 +99,8 @@ def _export(module: torch.fx.GraphModule, record: Any) -> ExportedProgram:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place at the end; on any failure it goes and `path` stays.
+    """A temporary file beside `path` that takes its place at the end; on any failure it goes and `path`
+    stays.
 
     Raises:
         UserError: When the file cannot be written.

@@ -44,8 +44,12 @@ def sniff(path: Path) -> Kind:
         return Kind.SAFETENSORS
     if head[0] == 0x80 and head[1] in range(2, 6):
         return Kind.PICKLE
-    onnx = " ONNX files are not loaded as models: use `sparsify lower` or `sparsify bench`." * (path.suffix == ".onnx")
-    raise UserError(f"{path} is no model file that can be read: neither .pt2, torch.save nor safetensors.{onnx}")
+    onnx = " ONNX files are not loaded as models: use `sparsify lower` or `sparsify bench`." * (
+        path.suffix == ".onnx"
+    )
+    raise UserError(
+        f"{path} is no model file that can be read: neither .pt2, torch.save nor safetensors.{onnx}"
+    )
 
 
 def _sniff_zip(path: Path) -> Kind:

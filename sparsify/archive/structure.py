@@ -1,7 +1,7 @@
 """Output structures: archives hold plain containers, and beside them the class that a model returned.
 
-A transformers ModelOutput is a registered pytree only where transformers is imported, so an archive that holds
-one does not load in a fresh process.
+A transformers ModelOutput is a registered pytree only where transformers is imported, so an archive that
+holds one does not load in a fresh process.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _replaced(spec: TreeSpec, place: list[int], kind: type) -> TreeSpec:
 
 
 def _model_output(name: str) -> type | None:
-    """The class of that name where it is a ModelOutput of transformers; an archive can have nothing else imported."""
+    """The ModelOutput class of that name; an archive can have nothing else imported."""
     module_name, _, qualname = name.partition(":")
     if not module_name.startswith("transformers."):
         return None

@@ -44,7 +44,9 @@ def load_pickle(path: Path, *, trust_pickle: bool, factory: Factory | None) -> n
     except Exception as error:
         _raise_if_damaged(path, error)
         if not trust_pickle:
-            raise PickleConsentError(f"{path} is a pickled object, not only weights: loading it runs its code") from error
+            raise PickleConsentError(
+                f"{path} is a pickled object, not only weights: loading it runs its code"
+            ) from error
         content = _unpickled(path)
     if isinstance(content, nn.Module):
         return content.eval()
@@ -63,8 +65,10 @@ def _unpickled(path: Path) -> Any:
             return torch.load(path, weights_only=False, map_location="cpu")
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"{path} is a pickle of a class that cannot be imported here ({error}). Run where the code that defines "
-            "the model can be imported, define the class in a module and not in a script, or save a state_dict"
+            f"{path} is a pickle of a class that cannot be imported here ({error}). Run where the "
+            f"code that defines "
+            "the model can be imported, define the class in a module and not in a script, or save a "
+            "state_dict"
         ) from error
     except Exception as error:
         raise UserError(f"{path} cannot be unpickled: {error}") from error
@@ -72,10 +76,17 @@ def _unpickled(path: Path) -> Any:
 
 def _state_in(path: Path, content: Any) -> Mapping[str, Tensor]:
     """The state_dict in what a file holds, also where it lies in a checkpoint under a usual name."""
-    for candidate in (content, *(content.get(k) for k in ("state_dict", "model") if isinstance(content, Mapping))):
+    for candidate in (
+        content,
+        *(content.get(k) for k in ("state_dict", "model") if isinstance(content, Mapping)),
+    ):
         if isinstance(candidate, nn.Module):
             candidate = candidate.state_dict()
-        if isinstance(candidate, Mapping) and candidate and all(isinstance(t, Tensor) for t in candidate.values()):
+        if (
+            isinstance(candidate, Mapping)
+            and candidate
+            and all(isinstance(t, Tensor) for t in candidate.values())
+        ):
             return candidate
     raise UserError(f"{path} holds {type(content).__name__}, neither a module nor a state_dict")
 

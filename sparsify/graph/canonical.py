@@ -1,7 +1,7 @@
 """The canonical form: what an exported program becomes before anything else looks at it.
 
-`call_module` for what owns parameters or differs in training mode, ATen `call_function` for the rest, `get_attr`
-for other parameters and buffers. docs/design/canonical-form.md says exactly what is allowed.
+`call_module` for what owns parameters or differs in training mode, ATen `call_function` for the rest,
+`get_attr` for other parameters and buffers. docs/design/canonical-form.md says exactly what is allowed.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def _unwrap_linears(graph: Graph, owners: Owners) -> None:
         unfolded = list(node.users)
         if not unfolded or not same_size(shape[-1], value(folded).shape[-1]):
             continue
-        if all(u.target in _RESHAPES and _keeps(value(u).shape, shape, value(node).shape[-1]) for u in unfolded):
+        if all(
+            u.target in _RESHAPES and _keeps(value(u).shape, shape, value(node).shape[-1]) for u in unfolded
+        ):
             node.args = (x,)
             node.meta["val"] = value(unfolded[0])
             for user in unfolded:
@@ -114,7 +116,7 @@ def _keeps(after: Any, before: Any, width: int) -> bool:
 
 
 def _simplify_views(graph: Graph) -> None:
-    """Views become reshapes, since memory layouts differ between modes and machines; those to the own shape go."""
+    """Makes views reshapes, since layouts differ between modes and machines; drops those to the own shape."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in _RESHAPES:
             node.target = aten.reshape.default
@@ -173,7 +175,7 @@ def _container(root: nn.Module, path: str) -> nn.Module:
 
 
 def complete(module: GraphModule, root: nn.Module) -> None:
-    """Gives a GraphModule what its root owns and its graph does not read, so that no state_dict key is lost."""
+    """Gives a GraphModule what its graph does not read, so that no state_dict key is lost."""
     module._modules.update(root._modules)
     module._parameters.update(root._parameters)
     for name, buffer in root._buffers.items():

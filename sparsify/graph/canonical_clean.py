@@ -135,9 +135,9 @@ def drop_no_ops(lifted: Lifted) -> None:
             replace(node, node.args[0])
         elif node.target in _CASTS:
             _simplify_cast(node)
-        elif node.target == aten.slice.Tensor and _is_whole(node):
-            replace(node, node.args[0])
-        elif node.target == aten.detach.default and _is_buffer(node.args[0], lifted):
+        elif (node.target == aten.slice.Tensor and _is_whole(node)) or (
+            node.target == aten.detach.default and _is_buffer(node.args[0], lifted)
+        ):
             replace(node, node.args[0])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,8 @@ def lift(ep: ExportedProgram) -> Lifted:
     """Turns the inputs of an exported program that are not the user's into get_attr nodes.
 
     Raises:
-        UnsupportedModelError: When the model holds script objects, or changes its inputs or buffers other than
+        UnsupportedModelError: When the model holds script objects, or changes its inputs or buffers other
+        than
             BatchNorm's statistics.
     """
     graph = Graph()
@@ -73,7 +74,9 @@ def lift(ep: ExportedProgram) -> Lifted:
 
 def _register(key: str, lifted: Lifted) -> str:
     if any(character in key for character in "\"'\\\n\r"):
-        raise UnsupportedModelError(f"a parameter or buffer has the name {key!r}; names must not hold quotes or newlines")
+        raise UnsupportedModelError(
+            f"a parameter or buffer has the name {key!r}; names must not hold quotes or newlines"
+        )
     path = safe_path(key)
     if path != key:
         lifted.renamed[path] = key
@@ -83,13 +86,16 @@ def _register(key: str, lifted: Lifted) -> str:
 def _to_get_attr(node: Node, spec: Any, lifted: Lifted) -> None:
     if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
         raise UnsupportedModelError(
-            f"the model holds '{spec.target or spec.arg.name}', a {spec.kind.name.lower().replace('_', ' ')}, "
+            f"the model holds '{spec.target or spec.arg.name}', a "
+            f"{spec.kind.name.lower().replace('_', ' ')}, "
             "which has no place in a graph of tensors; replace it by tensors or plain Python values"
         )
     if not node.users:
         node.graph.erase_node(node)
         return
-    with node.graph.inserting_before(next(n for n in node.graph.nodes if n.op not in ("placeholder", "get_attr"))):
+    with node.graph.inserting_before(
+        next(n for n in node.graph.nodes if n.op not in ("placeholder", "get_attr"))
+    ):
         read = node.graph.create_node("get_attr", _register(spec.target, lifted))
     read.meta = dict(node.meta)
     node.replace_all_uses_with(read)
@@ -138,7 +144,9 @@ def _codegen(ep: ExportedProgram) -> Signature:
     # The names are written into generated code, and an archive may say anything.
     for name in [*names, *(kwargs.context or [])]:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-            raise UnsupportedModelError(f"an input of the model has the name {name!r}, which no argument can have")
+            raise UnsupportedModelError(
+                f"an input of the model has the name {name!r}, which no argument can have"
+            )
     return Signature(names, in_spec, out_spec)
 
 
@@ -157,7 +165,9 @@ def inline_regions(lifted: Lifted) -> None:
         UnsupportedModelError: For enabled autocast regions and for control flow.
     """
     while True:
-        region = next((n for n in lifted.graph.nodes if isinstance(n.target, torch._ops.HigherOrderOperator)), None)
+        region = next(
+            (n for n in lifted.graph.nodes if isinstance(n.target, torch._ops.HigherOrderOperator)), None
+        )
         if region is None:
             return
         _inline(region, lifted)
@@ -172,13 +182,15 @@ def _inline(region: Node, lifted: Lifted) -> None:
         device, _, enabled, _, body_read, *inputs = region.args
         if enabled and device == _device(inputs):
             raise UnsupportedModelError(
-                f"node {region.name}: the model turns autocast on inside its forward; trace it without, and use "
+                f"node {region.name}: the model turns autocast on inside its forward; trace it "
+                f"without, and use "
                 "torch.autocast around the training step"
             )
         cut = False
     else:
         raise UnsupportedModelError(
-            f"node {region.name}: {name} is control flow that depends on data; rewrite the branch with torch.where"
+            f"node {region.name}: {name} is control flow that depends on data; rewrite the branch "
+            f"with torch.where"
         )
     assert isinstance(body_read, Node)  # by construction of the operator
     owner = lifted.root
@@ -187,7 +199,7 @@ def _inline(region: Node, lifted: Lifted) -> None:
     carries = cut and any(_has_gradient(n, lifted.tensors) for n in inputs if isinstance(n, Node))
     outputs = _splice(region, owner, list(inputs), carries, lifted.root)
     for user in list(region.users):
-        user.replace_all_uses_with(outputs[int(user.args[1])])  # type: ignore[call-overload]
+        user.replace_all_uses_with(outputs[cast(int, user.args[1])])
         lifted.graph.erase_node(user)
     lifted.graph.erase_node(region)
     if not body_read.users:

@@ -17,7 +17,14 @@ from sparsify.graph.modules import ScaledDotProductAttention
 
 _OWN_TYPES = {
     f"{kind.__module__}.{kind.__qualname__}"
-    for kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, ScaledDotProductAttention)
+    for kind in (
+        nn.Dropout,
+        nn.Dropout1d,
+        nn.Dropout2d,
+        nn.Dropout3d,
+        nn.AlphaDropout,
+        ScaledDotProductAttention,
+    )
 }
 
 
@@ -39,7 +46,8 @@ class Owned:
 class Owners:
     """Collects modules by path while a graph is raised.
 
-    Two calls share a module when class, settings and tensors agree; a path that is taken otherwise is refused.
+    Two calls share a module when class, settings and tensors agree; a path that is taken otherwise is
+    refused.
     """
 
     def __init__(self, lifted: Lifted) -> None:
@@ -47,7 +55,10 @@ class Owners:
         self.modules: dict[str, Owned] = {}
         self.aliases = alias_groups(lifted.tensors)
         self._prefixes = {
-            ".".join(parts[:n]) for key in lifted.tensors for parts in [key.split(".")] for n in range(1, len(parts) + 1)
+            ".".join(parts[:n])
+            for key in lifted.tensors
+            for parts in [key.split(".")]
+            for n in range(1, len(parts) + 1)
         }
 
     def names(self, path: str) -> tuple[str, ...]:
@@ -68,8 +79,8 @@ class Owners:
     def owner_of(self, path: str, node: Node) -> tuple[str, str]:
         """Module path for the tensor at `path` when `node` uses it as its weight, and the path taken there.
 
-        A tensor `a.b.weight` belongs to `a.b`; one with another name, `a.in_proj_weight`, to a module named after
-        it, `a.in_proj`. Among tied names that of the module in whose forward the node lies wins.
+        A tensor `a.b.weight` belongs to `a.b`; one with another name, `a.in_proj_weight`, to a module
+        named after it, `a.in_proj`. Among tied names that of the module in whose forward the node lies wins.
         """
         inside = stack_path(node)
         weights = [p for p in self.names(path) if p.rpartition(".")[2] == "weight"]
@@ -96,9 +107,7 @@ class Owners:
         Returns:
             False when something else is there.
         """
-        if not path or self.modules.setdefault(path, owned) != owned:
-            return False
-        return True
+        return bool(path) and self.modules.setdefault(path, owned) == owned
 
     def place_free(self, base: str, owned: Owned) -> str:
         """Puts a module without tensors at `base`, or at `base_1`, … where that is taken."""

@@ -124,7 +124,9 @@ def _conv(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | Non
         "out_channels": weight.shape[0],
         "kernel_size": tuple(weight.shape[2:]),
         "stride": _each(bound["stride"], spatial),
-        "padding": bound["padding"] if isinstance(bound["padding"], str) else _each(bound["padding"], spatial),
+        "padding": bound["padding"]
+        if isinstance(bound["padding"], str)
+        else _each(bound["padding"], spatial),
         "dilation": _each(bound["dilation"], spatial),
         "groups": bound["groups"],
         "bias": bound["bias"] is not None,
@@ -195,7 +197,12 @@ def _batch_norm(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised
     kind = _BATCH_NORMS.get(value(bound["input"]).ndim)
     affine, tracked = "weight" in given, "running_mean" in given
     whole = affine == ("bias" in given) and tracked == ("running_var" in given)
-    if anchor is None or kind is None or not whole or len(given) != sum(bound.get(k) is not None for k in paths):
+    if (
+        anchor is None
+        or kind is None
+        or not whole
+        or len(given) != sum(bound.get(k) is not None for k in paths)
+    ):
         return None
     path = anchor.rpartition(".")[0]
     tensors = [(leaf, owners.beside(path, leaf, source), False) for leaf, source in given.items()]
@@ -266,7 +273,11 @@ def _addmm(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | No
 
 
 def _product(node: Node, owners: Owners, x: Any, weight: Any, bias: Any) -> Raised | None:
-    turned = isinstance(weight, Node) and weight.target in (aten.t.default, aten.permute.default, aten.transpose.int)
+    turned = isinstance(weight, Node) and weight.target in (
+        aten.t.default,
+        aten.permute.default,
+        aten.transpose.int,
+    )
     source = weight.args[0] if turned else weight
     path = owners.parameter(source)
     if path is None or owners.lifted.tensors[path].ndim != 2 or value(x).ndim < 2:

@@ -127,7 +127,9 @@ def parse_input(text: str) -> tuple[str, TensorInput]:
         raise UserError(f"cannot read the input '{text}'; write it as name:float32[batch,3,224,224]")
     dtype = getattr(torch, match["dtype"], None)
     if not isinstance(dtype, torch.dtype):
-        raise UserError(f"input '{text}': there is no dtype '{match['dtype']}'; float32 and int64 are the usual ones")
+        raise UserError(
+            f"input '{text}': there is no dtype '{match['dtype']}'; float32 and int64 are the usual ones"
+        )
     shape: list[int] = []
     dynamic: list[tuple[int, str]] = []
     for position, part in enumerate(p.strip() for p in match["dims"].split(",") if p.strip()):
@@ -171,7 +173,13 @@ def _open_dims(item: Any) -> Any:
 
 def _to_json(item: Any) -> Any:
     if isinstance(item, TensorInput):
-        return {"tensor": {"shape": list(item.shape), "dtype": item.dtype, "dynamic": [list(d) for d in item.dynamic]}}
+        return {
+            "tensor": {
+                "shape": list(item.shape),
+                "dtype": item.dtype,
+                "dynamic": [list(d) for d in item.dynamic],
+            }
+        }
     if type(item) in (list, tuple):
         return {type(item).__name__: [_to_json(child) for child in item]}
     if type(item) is dict and all(isinstance(key, str) for key in item):
@@ -179,7 +187,8 @@ def _to_json(item: Any) -> Any:
     if item is None or (isinstance(item, (bool, int, float, str)) and not _is_infinite(item)):
         return {"value": item}
     raise UserError(
-        f"an input of type {type(item).__name__} cannot be stored; use tensors, numbers, strings, and tuples, lists "
+        f"an input of type {type(item).__name__} cannot be stored; use tensors, numbers, strings, and "
+        f"tuples, lists "
         "and dicts of them"
     )
 

@@ -16,9 +16,9 @@ from torch.nn.utils import parametrize, prune
 def traceable(model: nn.Module, *, training: bool = False) -> Iterator[nn.Module]:
     """The model in eval (or training) mode, caches off, pruning and parametrizations folded.
 
-    Everything is as before at the end. A pruned parameter becomes a plain one, `weight_orig * weight_mask`, with
-    the mask beside it as a bool buffer; a model with parametrizations is copied, since removing them cannot be
-    undone.
+    Everything is as before at the end. A pruned parameter becomes a plain one, `weight_orig *
+    weight_mask`, with the mask beside it as a bool buffer; a model with parametrizations is copied, since
+    removing them cannot be undone.
     """
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         model = _without_parametrizations(model)
@@ -122,6 +122,6 @@ def _without_parametrizations(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type,union-attr]
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     return copied

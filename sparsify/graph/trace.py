@@ -52,7 +52,9 @@ def trace(
     args, kwargs, dynamic_shapes = _by_position(model, tuple(args), dict(kwargs or {}), dynamic_shapes)
     if dynamic_shapes is None and dynamic:
         wide_args, wide_kwargs = _repeat(args, kwargs)
-        shapes: Any = {name: _open_dims(name, item) for name, item in _bind(model, wide_args, wide_kwargs).items()}
+        shapes: Any = {
+            name: _open_dims(name, item) for name, item in _bind(model, wide_args, wide_kwargs).items()
+        }
     else:
         shapes, wide_args, wide_kwargs = dynamic_shapes, args, kwargs
     with traceable(model) as prepared:
@@ -109,7 +111,7 @@ def _dims(name: str, tensor: Tensor) -> tuple[int, ...]:
 def _open_dims(name: str, item: Any) -> Any:
     def of_leaf(path: Any, leaf: Any) -> Any:
         label = name + "".join(str(key) for key in path)
-        return {dim: Dim.AUTO for dim in _dims(label, leaf)} if isinstance(leaf, Tensor) else None
+        return dict.fromkeys(_dims(label, leaf), Dim.AUTO) if isinstance(leaf, Tensor) else None
 
     return tree_map_with_path(of_leaf, item)
 
@@ -164,7 +166,8 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             model(*args, **kwargs)
     except Exception as error:
         raise UserError(
-            f"{type(model).__name__} fails on the example itself{_where(model, error.__traceback__)}: {error}\n"
+            f"{type(model).__name__} fails on the example itself{_where(model, error.__traceback__)}: "
+            f"{error}\n"
             "The example must be what the model is called with; open dimensions of size 1 are repeated to 2 "
             "(pass dynamic=False to keep them)"
         ) from error
@@ -189,13 +192,16 @@ def _advice(error: Exception) -> str:
     text = f"{type(error).__name__} {error}".lower()
     if "data-dependent" in text or "datadependent" in text or "unbacked" in text:
         return (
-            "The Python code there branches on the value of a tensor. Replace the branch by torch.where, or the "
+            "The Python code there branches on the value of a tensor. Replace the branch by "
+            "torch.where, or the "
             "value by a constant."
         )
     if "constraint" in text or "dynamic" in text or "specializ" in text:
         return "A dimension that was to be open is fixed by the model. Pass dynamic=False, or dynamic_shapes."
     if "pytree" in text or "unsupported" in text or "input type" in text:
-        return "Pass and return tensors, numbers, tuples, lists and dicts; wrap the model where it takes others."
+        return (
+            "Pass and return tensors, numbers, tuples, lists and dicts; wrap the model where it takes others."
+        )
     return "Try dynamic=False, another example, or the part of the model that holds its layers."
 
 
@@ -224,7 +230,9 @@ def _train_trace(
             trained = _export(prepared, args, kwargs, shapes)
         return align(evaluated, trained)
     except (UnsupportedModelError, UserError) as error:
-        reason = f"it could not be traced in training mode ({error}), so training may differ from the original"
+        reason = (
+            f"it could not be traced in training mode ({error}), so training may differ from the original"
+        )
         return {}, [Refusal("", RULE, reason)]
 
 

@@ -45,7 +45,9 @@ def needs_train_trace(model: nn.Module) -> bool:
     if any(issubclass(kind, _BRANCHING) for kind in kinds):
         return True
     classes = {base for kind in kinds for base in kind.__mro__}
-    return any(_reads_training(c) for c in classes if not f"{c.__module__}.".startswith(_OWN) and c is not object)
+    return any(
+        _reads_training(c) for c in classes if not f"{c.__module__}.".startswith(_OWN) and c is not object
+    )
 
 
 def _reads_training(kind: type) -> bool:

@@ -20,7 +20,9 @@ def test_a_description_names_dtype_sizes_and_open_dimensions() -> None:
     assert tensor.example().shape == (2, 128, 3)
 
 
-@pytest.mark.parametrize("text", ["x", "x:float32", "x:float33[1]", "x:float32[-1]", "x:float32[a b]", "x:load[1]"])
+@pytest.mark.parametrize(
+    "text", ["x", "x:float32", "x:float33[1]", "x:float32[-1]", "x:float32[a b]", "x:load[1]"]
+)
 def test_a_description_that_cannot_be_read_says_so(text: str) -> None:
     with pytest.raises(UserError, match="input"):
         parse_input(text)
@@ -53,7 +55,9 @@ def test_nested_inputs_and_constants_survive_json() -> None:
             super().__init__()
             self.fc = nn.Linear(4, 4)
 
-        def forward(self, pair: list[Tensor], options: dict[str, Tensor], scale: float, flag: None = None) -> Tensor:
+        def forward(
+            self, pair: list[Tensor], options: dict[str, Tensor], scale: float, flag: None = None
+        ) -> Tensor:
             return self.fc(pair[0] + pair[1]) * scale + options["bias"]
 
     model = Nested()

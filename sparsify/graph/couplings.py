@@ -133,8 +133,9 @@ def _refuse(node: Node, rule: str, reason: str, dimensions: Dimensions) -> Value
     free = any(dimensions.widths.free(size) for size in _sizes(touched))
     for value in touched:
         dimensions.pin(value, f"{reason} ({path or 'top level'})")
-    if free:
-        dimensions.refusals.append(Refusal(path, rule, f"{reason}; what it touches keeps its width"))
+    refusal = Refusal(path, rule, f"{reason}; what it touches keeps its width")
+    if free and refusal not in dimensions.refusals:
+        dimensions.refusals.append(refusal)
     return dimensions.meta(node.meta.get("val"))
 
 

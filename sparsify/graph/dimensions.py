@@ -141,6 +141,17 @@ class Dimensions:
             raise Unsolved("shapes have different ranks")
         return tuple(self.unify(a, b, node) for a, b in zip(left, right, strict=True))
 
+    def part(self, size: Poly, count: int) -> Poly:
+        """A size divided by a number that stays; each section of a joined dimension is divided.
+
+        Raises:
+            Unsolved: it cannot be divided in one way only.
+        """
+        rest = self.widths.factor(size, Poly(count))
+        if rest is None:
+            raise Unsolved(f"a width {self.widths.value(size)} does not divide into {count} parts in one way")
+        return rest
+
     def broadcast(self, shapes: list[Dims], node: Node) -> Dims:
         """The shape that operands broadcast to; their sizes are equal where both are not 1."""
         rank = max((len(shape) for shape in shapes), default=0)

@@ -30,7 +30,7 @@ class WidthGroup:
         id: Name of the symbol in every ``Poly`` of the facts (its first member, made unique).
         size: Present value of the symbol. Channels, or heads where the head size is fixed.
         granularity: Channels that one unit of the symbol stands for: the greatest common divisor of the
-            coefficients with which it enters its members (the head size, for heads).
+            coefficients with which it enters outputs of layers (the head size, for heads).
         members: Parameter dimensions that hold the symbol, as ``"encoder.0.fc1.weight[0]"``.
         residual: Whether an addition of two activations carries it.
         pinned: Why it must keep its size, or None where it may grow.
@@ -172,10 +172,16 @@ class _Assembly:
             self._paths.setdefault(id(tensor), name)
         self._parameters = [name for name in shapes if name in parameters]
         self._ids: dict[str, Poly] = {}
+        self._layers = self._layer_nodes()
+        self._outputs = {
+            f"{self._weight(nodes[0])}[0]"
+            for nodes in self._layers.values()
+            if operator_name(nodes[0]) != "Embedding"
+        }
 
     def facts(self) -> Facts:
         """All of it."""
-        groups, layers = self._groups(), self._layers()
+        groups, layers = self._groups(), self._layers
         layer_nodes = {node for nodes in layers.values() for node in nodes}
         additions = residual_additions(self._module.graph, self._dimensions.data, frozenset(layer_nodes))
         residual = self._residual_symbols(additions)
@@ -218,11 +224,16 @@ class _Assembly:
         return WidthGroup(
             id=str(self._ids[symbol]),
             size=size,
-            granularity=reduce(gcd, (factor for _, factor in members)),
+            granularity=self._granularity(members),
             members=tuple(member for member, _ in members),
             residual=symbol in residual,
             pinned=None if pin is None else pin.reason,
         )
+
+    def _granularity(self, members: list[tuple[str, int]]) -> int:
+        """Of what layers compute where the width is in any; a table of one number a head says nothing."""
+        outputs = [factor for member, factor in members if member in self._outputs]
+        return reduce(gcd, outputs or [factor for _, factor in members])
 
     def _residual_symbols(self, additions: Iterable[Node]) -> frozenset[str]:
         found = set()
@@ -232,7 +243,7 @@ class _Assembly:
                 found |= {*self._widths.free(size), *([pin.root] if pin is not None else ())}
         return frozenset(found)
 
-    def _layers(self) -> dict[str, list[Node]]:
+    def _layer_nodes(self) -> dict[str, list[Node]]:
         """Nodes that use each layer's weight, by the weight's path."""
         layers: dict[str, list[Node]] = {}
         for node in self._module.graph.nodes:

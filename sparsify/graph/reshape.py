@@ -35,7 +35,7 @@ def reshape(
     reader = _Reader(dimensions, [part for size in source for part in dimensions.widths.factors(size)])
     result = []
     for target, recorded in zip(targets, present, strict=True):
-        size = reader.take(dimensions.widths.value(recorded), target)
+        size = reader.take(recorded, target)
         if target is not None:
             dimensions.unify(target, size, node)
         result.append(size)
@@ -50,8 +50,9 @@ class _Reader:
         self._widths = dimensions.widths
         self._rest = [size for size in reversed(sizes) if size.constant != 1]
 
-    def take(self, need: int, target: Poly | None) -> Poly:
-        """Reads dimensions whose sizes multiply to ``need`` at present."""
+    def take(self, recorded: Poly, target: Poly | None) -> Poly:
+        """Reads dimensions that multiply to a size of the result, as the trace recorded it."""
+        need = self._widths.value(recorded)
         taken: list[Poly] = []
         while need > 1:
             if not self._rest:
@@ -62,7 +63,7 @@ class _Reader:
                 taken.append(size)
                 need //= present
             elif present % need == 0:
-                part = self._part(need, target, taken)
+                part = self._part(need, self._unknown(recorded) if target is None else target, taken)
                 rest = self._widths.factor(size, part)
                 if rest is None:
                     raise Unsolved(f"a size {self._widths.resolve(size)} can be split in several ways")
@@ -73,11 +74,17 @@ class _Reader:
                 raise Unsolved("dimensions are split across each other")
         return self._widths.flattened(taken)
 
-    def _part(self, need: int, target: Poly | None, taken: list[Poly]) -> Poly:
-        if target is not None:
-            part = self._widths.resolve(target).divide(self._widths.resolve(product(taken)))
-            if part is not None and self._widths.value(part) == need:
-                return part
+    def _unknown(self, recorded: Poly) -> Poly:
+        """A size that is stated as -1: what is known at run time, times an unknown width."""
+        if not recorded.is_monomial:
+            raise Unsolved("a size that is known at run time only is split")
+        runtime, width = recorded.monomial()
+        return Poly({runtime: 1}) * self._widths.fresh(width)
+
+    def _part(self, need: int, target: Poly, taken: list[Poly]) -> Poly:
+        part = self._widths.resolve(target).divide(self._widths.resolve(product(taken)))
+        if part is not None and self._widths.value(part) == need:
+            return part
         return self._widths.fresh(need)
 
     def finish(self) -> None:

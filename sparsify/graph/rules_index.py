@@ -36,8 +36,11 @@ def gather(call: Call, dimensions: Dimensions) -> Value:
     axis = axis_of(call.get("dim") or 0, len(source))
     _pin_axes(call, dimensions, source, [axis])
     for other in set(range(min(len(source), len(index)))) - {axis}:
-        dimensions.pin_axis(source, other, f"{dimensions.where(call.node)} addresses places in it")
-        dimensions.pin_axis(index, other, f"{dimensions.where(call.node)} addresses places in it")
+        if dimensions.widths.value(source[other]) == dimensions.widths.value(index[other]):
+            dimensions.unify(source[other], index[other], call.node)
+        else:
+            _pin_axes(call, dimensions, source, [other])
+            _pin_axes(call, dimensions, index, [other])
     return index
 
 

@@ -55,7 +55,7 @@ def batch_norm_module(node: Node, module: nn.Module, dimensions: Dimensions) -> 
 def group_norm_module(node: Node, module: nn.Module, dimensions: Dimensions) -> Value:
     """nn.GroupNorm: the number of groups stays."""
     x = _input(node, dimensions)
-    _groups(node, x[1], int(module.num_groups), dimensions)  # type: ignore[arg-type]
+    _groups(x[1], int(module.num_groups), dimensions)  # type: ignore[arg-type]
     for tensor in (module.weight, module.bias):
         _vector(tensor, x[1], node, dimensions)
     return x
@@ -93,11 +93,9 @@ def _vector(tensor: object, size: Poly, node: Node, dimensions: Dimensions) -> N
         dimensions.unify(size, dimensions.parameter(tensor)[0], node)  # type: ignore[arg-type]
 
 
-def _groups(node: Node, channels: Poly, groups: int, dimensions: Dimensions) -> None:
-    if dimensions.is_fixed(channels):
-        return
-    part = dimensions.widths.fresh(dimensions.widths.value(channels) // groups)
-    dimensions.unify(channels, part * groups, node)
+def _groups(channels: Poly, groups: int, dimensions: Dimensions) -> None:
+    if not dimensions.is_fixed(channels):
+        dimensions.part(channels, groups)
 
 
 MODULE_RULES: dict[type[nn.Module], ModuleRule] = {
@@ -149,7 +147,7 @@ def batch_norm(call: Call, dimensions: Dimensions) -> Value:
 def group_norm(call: Call, dimensions: Dimensions) -> Value:
     """Normalization over groups of channels; their number stays."""
     x = dimensions.tensor(call["input"])
-    _groups(call.node, x[1], int(call["num_groups"]), dimensions)
+    _groups(x[1], int(call["num_groups"]), dimensions)
     for name in ("weight", "bias"):
         if call.get(name) is not None:
             dimensions.unify(x[1], dimensions.tensor(call[name])[0], call.node)

@@ -132,9 +132,7 @@ def convolve(
     channels = x[-spatial - 1]
     if transposed:
         dimensions.unify(channels, weight[0], node)
-        if not dimensions.is_fixed(weight[0]) and groups != 1:
-            part = dimensions.widths.fresh(dimensions.widths.value(weight[0]) // int(groups))  # type: ignore[arg-type]
-            dimensions.unify(weight[0], part * groups, node)
+        dimensions.part(weight[0], int(groups))  # type: ignore[arg-type]
         out = weight[1] * groups
     else:
         out = _forward_channels(node, channels, weight, groups, dimensions)
@@ -149,10 +147,11 @@ def _forward_channels(
         multiplier = dimensions.widths.value(weight[0]) // dimensions.widths.value(channels)
         dimensions.unify(weight[0], channels * multiplier, node)
         return weight[0]
-    dimensions.unify(channels, weight[1] * groups, node)
-    if groups != 1 and isinstance(groups, int):
-        part = dimensions.widths.fresh(dimensions.widths.value(weight[0]) // groups)
-        dimensions.unify(weight[0], part * groups, node)
+    if groups == 1:
+        dimensions.unify(channels, weight[1], node)
+    else:
+        dimensions.unify(dimensions.part(channels, int(groups)), weight[1], node)  # type: ignore[arg-type]
+        dimensions.part(weight[0], int(groups))  # type: ignore[arg-type]
     return weight[0]
 
 

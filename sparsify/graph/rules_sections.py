@@ -123,9 +123,7 @@ def _strided(call: Call, width: Poly, bounds: tuple[int, int, int], dimensions: 
     size = dimensions.widths.value(width)
     if end != size or start >= step or size % step or call.get("end") not in (None, _END):
         raise Unsolved("a width is read in steps")
-    part = dimensions.widths.fresh(size // step)
-    dimensions.unify(width, part * step, call.node)
-    return part
+    return dimensions.part(width, step)
 
 
 def _cuts(source: Node, axis: int, size: int) -> list[int]:

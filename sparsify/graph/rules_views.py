@@ -149,8 +149,7 @@ def repeat_interleave(call: Call, dimensions: Dimensions) -> Value:
 def pixel_shuffle(call: Call, dimensions: Dimensions) -> Value:
     """C·r² channels to C channels of r-fold resolution."""
     source, factor = dimensions.tensor(call["self"]), call["upscale_factor"]
-    channels = dimensions.widths.fresh(dimensions.widths.value(source[-3]) // factor**2)
-    dimensions.unify(source[-3], channels * factor**2, call.node)
+    channels = dimensions.part(source[-3], factor**2)
     return (*source[:-3], channels, *(size * factor for size in source[-2:]))
 
 
@@ -163,8 +162,7 @@ def pixel_unshuffle(call: Call, dimensions: Dimensions) -> Value:
 def channel_shuffle(call: Call, dimensions: Dimensions) -> Value:
     """Channels in interleaved order; their number is a multiple of the groups."""
     source, groups = dimensions.tensor(call["self"]), call["groups"]
-    part = dimensions.widths.fresh(dimensions.widths.value(source[1]) // groups)
-    dimensions.unify(source[1], part * groups, call.node)
+    dimensions.part(source[1], groups)
     return source
 
 

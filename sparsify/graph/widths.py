@@ -156,7 +156,8 @@ class Widths:
                 self.pin(other, f"equals a fixed size, {side.constant}, in {where}")
                 return True
         if not (self._substitute_symbol(left, right) or self._solve(left, right, where)):
-            self.pin(difference, f"{where} states {left} = {right}, which has no unique solution")
+            sizes = sorted({self.values[name] for name in difference.symbols})
+            self.pin(difference, f"{where} relates the widths {sizes} but does not say how each may grow")
         return True
 
     @staticmethod
@@ -207,6 +208,11 @@ class Widths:
             return p == q and self._pair_symbols(a, b, where)
         if len(a) > 1:
             (a, p), (b, q) = (b, q), (a, p)
+        same = [name for name in b if self.values[name] == self.values[a[0]]]
+        if len(b) > 1 and len(same) == 1 and p % q == 0:
+            rest = product(Poly.symbol(name) for name in b if name != same[0])
+            pairs = [(Poly.symbol(same[0]), Poly.symbol(a[0])), (rest, Poly(p // q))]
+            return self._unify_all(pairs, where)
         divisible = [name for name in dict.fromkeys(b) if self.values[name] % p == 0]
         if len(divisible) != 1 or b.count(divisible[0]) > 1:
             return False
@@ -312,7 +318,7 @@ class Widths:
     def _factor_sum(self, poly: Poly, part: Poly) -> Poly | None:
         terms = [Poly(dict([term])) for term in poly.terms.items()]
         sizes = {self.value(term) for term in terms}
-        if len(sizes) == 1 and self.value(part) == len(terms):
+        if part.constant is None and len(sizes) == 1 and self.value(part) == len(terms):
             for term in terms[1:]:
                 self.unify(terms[0], term, "a view")
             if self.unify(part, Poly(len(terms)), "a view"):
@@ -321,7 +327,7 @@ class Widths:
         total = Poly(0)
         for term in terms:
             rest = self.factor(term, part)
-            if rest is None:
+            if rest is None or self.value(rest) * self.value(part) != self.value(term):
                 return None
             total = total + rest
         return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -351,8 +352,17 @@ def _consent(trust_pickle: bool, out: Output) -> Any:
     return lambda message: typer.confirm(f"{message}\nLoad it all the same?", default=False, err=True)
 
 
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Shows our own warnings as talk; those of libraries about their own code say nothing to a user."""
+    if os.environ.get("SPARSIFY_DEBUG") or "sparsify" in Path(filename).parts:
+        Output(Format.text).warn(str(message))
+
+
 def main() -> None:
     """Entry point of the `sparsify` command."""
+    warnings.showwarning = _show_warning
     with exit_codes(debug=bool(os.environ.get("SPARSIFY_DEBUG"))):
         app()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +65,7 @@ def inspect(path: Path, *, inputs: Sequence[str], trust_pickle: Consent, factory
         from sparsify.lowering import describe
 
         return describe(path)
-    from sparsify.graph.facts import describe_groups, facts
+    from sparsify.graph.facts import describe, facts
     from sparsify.masks.module import SparseGraphModule
 
     model = load_model(path, trust_pickle=trust_pickle, factory=factory)
@@ -89,11 +90,11 @@ def inspect(path: Path, *, inputs: Sequence[str], trust_pickle: Consent, factory
         "file": str(path),
         "kind": "torch",
         "family": None if plan is None else plan.options.family,
-        "parameters": sum(p.numel() for p in traced.module.parameters()),
-        "nonzero": sum(int(p.count_nonzero()) for p in traced.module.parameters()),
+        "parameters": _parameters(model)["stored"],
+        "nonzero": _parameters(model)["nonzero"],
         "flops": dense_flops,
         "layers": layers,
-        "groups": describe_groups(found),
+        "groups": describe(found),
         "refusals": [asdict(refusal) for refusal in (*traced.refusals, *found.refusals)],
     }
 
@@ -130,7 +131,7 @@ def transform(
         if output is not None:
             _write_text(output, text)
         return _plan_summary(plan) | {
-            "parameters": plan.parameters,
+            "parameters": _planned_parameters(traced, plan),
             "weights": None,
             "output": str(output) if output else None,
             "plan": json.loads(text),
@@ -150,10 +151,30 @@ def transform(
     api.save(model, output)
     record = model.sparsify
     return _plan_summary(record.plan) | {
-        "parameters": record.plan.parameters,
+        "parameters": {"dense": record.parameters_dense} | _parameters(model),
         "weights": record.weights,
         "output": str(output),
     }
+
+
+def _parameters(model: Any) -> dict[str, int]:
+    from sparsify.masks import masked_parameters
+
+    stored = sum(parameter.numel() for parameter in model.parameters())
+    cut = sum(int((~entry.mask).sum()) for entry in masked_parameters(model).values())
+    return {"stored": stored, "nonzero": stored - cut}
+
+
+def _planned_parameters(traced: Any, plan: Any) -> dict[str, int]:
+    from sparsify.graph.facts import facts
+    from sparsify.passes.wide import planned_shapes
+
+    shapes = planned_shapes(facts(traced), plan)
+    names = [name for name, _ in traced.module.named_parameters()]
+    stored = sum(math.prod(shapes[name]) for name in names)
+    cut = sum(math.prod(layer.shape) - layer.nnz for layer in plan.layers if layer.masked)
+    dense = sum(parameter.numel() for parameter in traced.module.parameters())
+    return {"dense": dense, "stored": stored, "nonzero": stored - cut}
 
 
 def _read_plan(path: Path) -> Any:

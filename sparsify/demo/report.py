@@ -50,7 +50,7 @@ def summary_rows(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ("FLOPs an example (millions)", [column["flops"] / 1e6 for column in columns]),
         ("parameters stored", [column["parameters_stored"] for column in columns]),
         ("parameters non-zero", [column["parameters_nonzero"] for column in columns]),
-        ("test accuracy", [f"{column['accuracy']:.2%}" for column in columns]),
+        ("test accuracy (± standard error)", [_accuracy(column) for column in columns]),
         ("test loss", [column["loss"] for column in columns]),
         ("ONNX file (KiB)", [round(column["file_bytes"] / 1024) for column in columns]),
         ("latency, batch 1 (ms)", [column["latency_ms"]["1"]["p50"] for column in columns]),
@@ -58,6 +58,10 @@ def summary_rows(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ("parity error against PyTorch", [f"{column['max_abs_error']:.1e}" for column in columns]),
     ]
     return [(name, *(show(value) for value in values)) for name, values in rows]
+
+
+def _accuracy(column: Mapping[str, Any]) -> str:
+    return f"{column['accuracy']:.2%} ± {column['accuracy_standard_error']:.2%}"
 
 
 def write_report(path: Path, data: Mapping[str, Any], folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from sparsify.demo.model import DigitsCNN
 from sparsify.demo.report import write_report
 
 STEPS = 220
+EXAMPLES = 2
+TEST_EXAMPLES = 450
 TRAINING = ("--optimizer", "sgd", "--lr", "0.1", "--weight-decay", "0.0005", "--batch-size", "64")
 OPTIONS: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "batch_size": 64}
 SPARSITY = 0.75
@@ -99,7 +102,7 @@ def _train_dense(
     model = build()
     untrained = f"{name}-untrained.pt"
     journal.say(f"building the {name} model: {sum(p.numel() for p in model.parameters()):,} parameters")
-    api.save(wrap(api.trace(model, (torch.zeros(2, 1, 8, 8),))), journal.folder / untrained)
+    api.save(wrap(api.trace(model, (torch.zeros(EXAMPLES, 1, 8, 8),))), journal.folder / untrained)
     output = "model.pt" if name == "dense" else f"{name}.pt"
     return _finetune(journal, untrained, output, "dense", seed, steps)
 
@@ -176,13 +179,15 @@ def _summary(
     archives = {"dense": "model.pt", "sparse": "trained.pt2", "wide": "wide.pt"}
     for name, archive in archives.items():
         described = commands.inspect(folder / archive, inputs=(), trust_pickle=False, factory=None)
+        accuracy = trained[name]["metrics"]["accuracy"]
         flops = transformed["flops"]["sparse"] if name == "sparse" else described["flops"]
         source, side = (timed["sparse"], "baseline") if name == "dense" else (timed[name], "model")
         columns[name] = {
-            "flops": flops,
+            "flops": flops // EXAMPLES,
             "parameters_stored": described["parameters"],
             "parameters_nonzero": described["nonzero"],
-            "accuracy": trained[name]["metrics"]["accuracy"],
+            "accuracy": accuracy,
+            "accuracy_standard_error": math.sqrt(accuracy * (1 - accuracy) / TEST_EXAMPLES),
             "loss": trained[name]["metrics"]["loss"],
             "file_bytes": exported[name]["bytes"],
             "latency_ms": {str(batch): _median(source, side, batch) for batch in (1, 64)},

@@ -76,9 +76,9 @@ def test_a_convolution_node_computes_what_the_reference_says(
 
 
 def test_concurrent_calls_of_one_session_do_not_disturb_each_other():
-    packed = layouts.pack_linear(masked((64, 96), 0.2))
-    session = Session(one_node(packed, ["n", 96]), threads=2)
-    inputs = [values((rows, 96), rows) for rows in (1, 7, 33, 64, 65, 128)] * 4
+    packed = layouts.pack_linear(masked((64, 2048), 0.1))
+    session = Session(one_node(packed, ["n", 2048]), threads=2)
+    inputs = [values((rows, 2048), rows) for rows in (1, 7, 33, 64, 65, 200)] * 4
     alone = [session.run({"x": x})["y"] for x in inputs]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda x: session.run({"x": x})["y"], inputs))
@@ -141,9 +141,20 @@ def test_shapes_that_do_not_fit_at_run_time_are_user_errors():
         session.run({"x": values((2, 29)), "residual": values((2, 12))})
     with pytest.raises(UserError, match="residual"):
         session.run({"x": values((2, 30)), "residual": values((1, 12))})
-    wrong_bias = Session(one_node(packed, ["n", 30], bias=values((11,))))
+    with pytest.raises(RuntimeLibraryError, match=r"bias has shape \[11\]"):
+        Session(one_node(packed, ["n", 30], bias=values((11,))))
+
+
+def test_a_bias_that_is_computed_is_read_at_every_call():
+    packed = layouts.pack_linear(masked((12, 30), 0.5))
+    constants = {f"sparse.{i}": tensor for i, tensor in enumerate(packed.tensors)}
+    graph = model([sparse_node(packed, bias=True)], constants, {"x": ["n", 30], "bias": ["m"]})
+    session, x = Session(graph.SerializeToString()), values((3, 30))
+    for seed in (8, 9):
+        bias = values((12,), seed)
+        _close(session.run({"x": x, "bias": bias})["y"], sparse_linear(x, packed, bias, None, "none"), 30)
     with pytest.raises(UserError, match="bias"):
-        wrong_bias.run({"x": values((2, 30))})
+        session.run({"x": x, "bias": values((11,))})
 
 
 def test_wrong_inputs_are_named(tmp_path: Path):

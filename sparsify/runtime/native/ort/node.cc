@@ -1,6 +1,7 @@
 #include "node.h"
 
 #include <cstring>
+#include <memory>
 
 namespace sparsify::ort {
 namespace {
@@ -44,6 +45,14 @@ const void* DataOf(const OrtApi& api, const OrtValue* value) {
   Check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
   return data;
 }
+
+// The session's allocator costs as much as a small layer, so each thread keeps a little memory of its own.
+struct OwnScratch {
+  std::unique_ptr<char[]> memory;
+  bool lent = false;
+};
+constexpr size_t kOwnScratchBytes = size_t{256} << 10;
+thread_local OwnScratch this_threads_scratch;
 
 }  // namespace
 
@@ -124,16 +133,31 @@ Activation NodeInfo::ReadActivation() const {
   Fail("unknown activation '" + name + "'; this library knows none, relu, gelu and gelu_tanh");
 }
 
+const OrtValue* NodeInfo::Constant(size_t index) const {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  Check(api_, api_.KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
+  return is_constant != 0 ? value : nullptr;
+}
+
+const float* NodeInfo::ConstantBias(int64_t out) const {
+  const OrtValue* value = Constant(kBias);
+  if (value == nullptr) return nullptr;
+  const std::vector<int64_t> dims = ShapeInfo(api_, ShapeOf(api_, value)).Dims();
+  if (dims.size() != 1 || dims[0] != out) {
+    Fail("bias has shape " + ToString(dims) + " instead of [" + std::to_string(out) + "]");
+  }
+  return static_cast<const float*>(DataOf(api_, value));
+}
+
 std::vector<PackedTensor> NodeInfo::Packed() const {
   size_t count = 0;
   Check(api_, api_.KernelInfo_GetInputCount(info_, &count));
   if (count <= kPacked) Fail("packed weights are missing");
   std::vector<PackedTensor> tensors;
   for (size_t i = kPacked; i < count; ++i) {
-    int is_constant = 0;
-    const OrtValue* value = nullptr;
-    Check(api_, api_.KernelInfoGetConstantInput_tensor(info_, i, &is_constant, &value));
-    if (is_constant == 0 || value == nullptr) {
+    const OrtValue* value = Constant(i);
+    if (value == nullptr) {
       Fail("packed weight " + std::to_string(i) + " must be an initializer of the graph");
     }
     const ShapeInfo shape(api_, ShapeOf(api_, value));
@@ -148,8 +172,9 @@ std::vector<PackedTensor> NodeInfo::Packed() const {
 }
 
 Context::~Context() {
-  if (scratch_ != nullptr) {
-    if (OrtStatus* status = api_.AllocatorFree(allocator_, scratch_)) api_.ReleaseStatus(status);
+  if (lent_ != nullptr) *lent_ = false;
+  if (allocated_ != nullptr) {
+    if (OrtStatus* status = api_.AllocatorFree(allocator_, allocated_)) api_.ReleaseStatus(status);
   }
   if (allocator_ != nullptr) api_.ReleaseAllocator(allocator_);
   if (failure_ != nullptr) api_.ReleaseStatus(failure_);
@@ -173,9 +198,16 @@ float* Context::Output(const std::vector<int64_t>& dims) {
 
 void* Context::Scratch(const OrtMemoryInfo* memory, size_t bytes) {
   if (bytes == 0) return nullptr;
+  OwnScratch& own = this_threads_scratch;
+  if (bytes <= kOwnScratchBytes && !own.lent) {
+    if (own.memory == nullptr) own.memory = std::make_unique<char[]>(kOwnScratchBytes);
+    own.lent = true;
+    lent_ = &own.lent;
+    return own.memory.get();
+  }
   Check(api_, api_.KernelContext_GetAllocator(context_, memory, &allocator_));
-  Check(api_, api_.AllocatorAlloc(allocator_, bytes, &scratch_));
-  return scratch_;
+  Check(api_, api_.AllocatorAlloc(allocator_, bytes, &allocated_));
+  return allocated_;
 }
 
 ParallelFor Context::Parallel(int threads) {

@@ -64,9 +64,13 @@ class NodeInfo {
   Activation ReadActivation() const;
   // The packed tensors; they must be initializers. Valid while the session lives.
   std::vector<PackedTensor> Packed() const;
+  // The bias, checked to be [out], where it is an initializer; null where it is absent or computed.
+  const float* ConstantBias(int64_t out) const;
   [[noreturn]] void Fail(const std::string& why) const;
 
  private:
+  const OrtValue* Constant(size_t index) const;  // null where the input is no initializer
+
   const OrtApi& api_;
   const OrtKernelInfo* info_;
   std::string label_;
@@ -87,7 +91,8 @@ class Context {
 
   Tensor Input(size_t index) const;
   float* Output(const std::vector<int64_t>& dims);
-  // Memory from the session's allocator, freed with this object.
+  // Memory that is free again when this object dies: this thread's own where little is needed, else from the
+  // session's allocator.
   void* Scratch(const OrtMemoryInfo* memory, size_t bytes);
   // Runs tasks on the session's threads. Valid while this object lives.
   ParallelFor Parallel(int threads);
@@ -100,7 +105,8 @@ class Context {
   const OrtApi& api_;
   OrtKernelContext* context_;
   OrtAllocator* allocator_ = nullptr;
-  void* scratch_ = nullptr;
+  void* allocated_ = nullptr;
+  bool* lent_ = nullptr;  // set while this call has this thread's own scratch memory
   OrtStatus* failure_ = nullptr;
 };
 

@@ -22,6 +22,7 @@ class SparseLinear {
  private:
   std::string label_;
   Activation activation_;
+  const float* bias_ = nullptr;  // where it is an initializer
   std::unique_ptr<LinearKernel> kernel_;
 };
 
@@ -36,12 +37,14 @@ class SparseConv {
  private:
   std::string label_;
   Activation activation_;
+  const float* bias_ = nullptr;  // where it is an initializer
   std::unique_ptr<ConvKernel> kernel_;
 };
 
-// Bias [out] and residual (y's shape) of one call; throws where a shape does not fit.
-Epilogue ReadEpilogue(const Context& context, const std::string& label, Activation activation, int64_t out,
-                      const std::vector<int64_t>& y_dims);
+// What is fused into one call: bias [out], the constant one or else the input, and residual (y's shape).
+// Throws where a shape does not fit.
+Epilogue ReadEpilogue(const Context& context, const std::string& label, Activation activation,
+                      const float* constant_bias, int64_t out, const std::vector<int64_t>& y_dims);
 
 }  // namespace sparsify::ort
 

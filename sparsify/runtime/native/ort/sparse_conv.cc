@@ -62,6 +62,7 @@ SparseConv::SparseConv(const NodeInfo& node) : label_(node.label()), activation_
   copy("strides", attributes.strides, 2);
   copy("pads", attributes.pads, 4);
   copy("dilations", attributes.dilations, 2);
+  bias_ = node.ConstantBias(attributes.out_channels);
   const std::string layout = node.String("layout");
   const std::vector<PackedTensor> packed = node.Packed();
   std::string error;
@@ -83,7 +84,8 @@ void SparseConv::Compute(Context& context, const Settings& settings) const {
                 " is too small for the kernel, or too large");
   }
   const std::vector<int64_t> y_dims = {batch, attributes.out_channels, out_height, out_width};
-  const Epilogue epilogue = ReadEpilogue(context, label_, activation_, attributes.out_channels, y_dims);
+  const Epilogue epilogue =
+      ReadEpilogue(context, label_, activation_, bias_, attributes.out_channels, y_dims);
   float* y = context.Output(y_dims);
   if (batch == 0) return;
   void* scratch =

@@ -20,6 +20,7 @@ SparseLinear::SparseLinear(const NodeInfo& node) : label_(node.label()), activat
   LinearAttributes attributes;
   attributes.out_features = node.Int("out_features");
   attributes.in_features = node.Int("in_features");
+  bias_ = node.ConstantBias(attributes.out_features);
   const std::string layout = node.String("layout");
   const std::vector<PackedTensor> packed = node.Packed();
   std::string error;
@@ -36,7 +37,8 @@ void SparseLinear::Compute(Context& context, const Settings& settings) const {
   }
   std::vector<int64_t> y_dims = x.dims;
   y_dims.back() = attributes.out_features;
-  const Epilogue epilogue = ReadEpilogue(context, label_, activation_, attributes.out_features, y_dims);
+  const Epilogue epilogue =
+      ReadEpilogue(context, label_, activation_, bias_, attributes.out_features, y_dims);
   float* y = context.Output(y_dims);
   const int64_t rows = Product(x.dims, 0, x.dims.size() - 1);
   if (rows == 0) return;
@@ -44,22 +46,25 @@ void SparseLinear::Compute(Context& context, const Settings& settings) const {
   kernel_->Run(x.data, rows, epilogue, y, context.Parallel(settings.threads), scratch);
 }
 
-Epilogue ReadEpilogue(const Context& context, const std::string& label, Activation activation, int64_t out,
-                      const std::vector<int64_t>& y_dims) {
-  const Tensor bias = context.Input(kBias);
-  if (bias.data != nullptr && (bias.dims.size() != 1 || bias.dims[0] != out)) {
-    throw Error(label + ": bias has shape " + ToString(bias.dims) + " instead of [" + std::to_string(out) +
-                "]");
+Epilogue ReadEpilogue(const Context& context, const std::string& label, Activation activation,
+                      const float* constant_bias, int64_t out, const std::vector<int64_t>& y_dims) {
+  Epilogue epilogue;
+  epilogue.activation = activation;
+  epilogue.bias = constant_bias;
+  if (constant_bias == nullptr) {
+    const Tensor bias = context.Input(kBias);
+    if (bias.data != nullptr && (bias.dims.size() != 1 || bias.dims[0] != out)) {
+      throw Error(label + ": bias has shape " + ToString(bias.dims) + " instead of [" + std::to_string(out) +
+                  "]");
+    }
+    epilogue.bias = bias.data;
   }
   const Tensor residual = context.Input(kResidual);
   if (residual.data != nullptr && residual.dims != y_dims) {
     throw Error(label + ": residual has shape " + ToString(residual.dims) + " instead of " +
                 ToString(y_dims));
   }
-  Epilogue epilogue;
-  epilogue.bias = bias.data;
   epilogue.residual = residual.data;
-  epilogue.activation = activation;
   return epilogue;
 }
 

@@ -83,9 +83,16 @@ def value(node: Any) -> Any:
 
 def same_size(a: Any, b: Any) -> bool:
     """Whether two sizes are known to be equal; asks nothing of the shape environment."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    return isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt) and bool(a.node.expr == b.node.expr)
+    return bool(_expression(a) == _expression(b))
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def is_open(size: Any) -> bool:
+    """Whether a size can vary; a SymInt may be a constant that tracing found out."""
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_number
 
 
 def same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:

@@ -17,6 +17,7 @@ from sparsify.errors import UnsupportedModelError
 from sparsify.graph.signature import Signature
 
 aten = torch.ops.aten
+_RESERVED = frozenset(dir(GraphModule(nn.Module(), Graph())))
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Lifted:
 def safe_path(path: str) -> str:
     """A path that clashes with no attribute of GraphModule."""
     top, dot, rest = path.partition(".")
-    return f"{top}_{dot}{rest}" if hasattr(GraphModule, top) else path
+    return f"{top}_{dot}{rest}" if top in _RESERVED else path
 
 
 def lift(ep: ExportedProgram) -> Lifted:

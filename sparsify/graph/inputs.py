@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map, tree_unflatten
 
 from sparsify.errors import UserError
+from sparsify.graph.canonical_clean import is_open
 from sparsify.graph.signature import signature_of
 from sparsify.graph.traced import Traced
 
@@ -148,7 +149,7 @@ def parse_input(text: str) -> tuple[str, TensorInput]:
 def _leaf(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    dynamic = tuple((d, str(s)) for d, s in enumerate(value.shape) if isinstance(s, torch.SymInt))
+    dynamic = tuple((d, str(s)) for d, s in enumerate(value.shape) if is_open(s))
     return TensorInput(tuple(_size(s) for s in value.shape), str(value.dtype).removeprefix("torch."), dynamic)
 
 

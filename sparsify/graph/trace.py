@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_with_path
 
 from sparsify.errors import Refusal, UnsupportedModelError, UserError
 from sparsify.graph.canonical import canonicalise
+from sparsify.graph.canonical_clean import is_open
 from sparsify.graph.prepare import pruned, traceable
 from sparsify.graph.traced import KeySource, Traced
 from sparsify.graph.train_mode import RULE, align, needs_train_trace, train_record
@@ -216,7 +217,7 @@ def _closed_dims(ep: ExportedProgram, shapes: Any) -> list[Refusal]:
         if not isinstance(spec, dict) or not isinstance(fake, Tensor):
             continue
         for dim, wish in spec.items():
-            if wish is Dim.AUTO and isinstance(dim, int) and isinstance(fake.shape[dim], int):
+            if wish == Dim.AUTO and isinstance(dim, int) and not is_open(fake.shape[dim]):
                 reason = f"the model only takes size {fake.shape[dim]} in dimension {dim} of this input"
                 refusals.append(Refusal(name, "fixed-dimension", reason))
     return refusals

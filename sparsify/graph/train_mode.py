@@ -34,7 +34,7 @@ _SWITCHED = {
     aten.alpha_dropout_.default,
     aten.batch_norm.default,
 }
-_LAYOUT = {aten.contiguous.default, aten.clone.default}
+_IMMATERIAL = {aten.contiguous.default, aten.clone.default, aten.sym_size.int}
 _OWN = ("torch.nn.", "torch.fx.", "sparsify.graph.")
 _BRANCHING: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.RReLU, nn.TransformerEncoderLayer)
 
@@ -115,7 +115,7 @@ def _calls(ep: ExportedProgram) -> Mapping[str, list[Node]]:
     drop_no_ops(lifted)
     by_path: dict[str, list[Node]] = defaultdict(list)
     for node in lifted.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and node.target not in _LAYOUT:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target not in _IMMATERIAL:
             by_path[stack_path(node)].append(node)
     return by_path
 

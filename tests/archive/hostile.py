@@ -78,7 +78,7 @@ def pickled_weight(records: dict[str, bytes], marker: Path) -> None:
 def opaque_constant(records: dict[str, bytes], marker: Path) -> None:
     config = json.loads(records["data/constants/model_constants_config.json"])
     weights = json.loads(records["data/weights/model_weights_config.json"])["config"]
-    tensor = dict(next(iter(weights.values()))["tensor_meta"], dtype=1)
+    tensor = dict(next(iter(weights.values()))["tensor_meta"], dtype=1, requires_grad=False)
     meta = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False, "tensor_meta": tensor}
     config["config"]["evil"] = meta
     records["data/constants/opaque_obj_0"] = pickled(marker)

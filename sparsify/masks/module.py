@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any, cast
 
 import torch.fx
@@ -35,7 +37,15 @@ class SparseGraphModule(torch.fx.GraphModule):
         self.meta[KEY] = record
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseGraphModule:
-        copied = super().__deepcopy__(memo)
+        with warnings.catch_warnings():
+            # torch copies the pytrees of the call, and its own class for leaves warns about itself.
+            warnings.simplefilter("ignore", FutureWarning)
+            copied = super().__deepcopy__(memo)
+        # torch keeps what the graph reads; the rest of the state_dict has been copied too, into the memo.
+        copied._modules.update(copy.deepcopy(self._modules, memo))
+        copied._parameters.update(copy.deepcopy(self._parameters, memo))
+        copied._buffers.update(copy.deepcopy(self._buffers, memo))
+        copied._non_persistent_buffers_set |= self._non_persistent_buffers_set
         attach_hooks(copied)
         return cast(SparseGraphModule, copied)
 

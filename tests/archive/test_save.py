@@ -175,3 +175,15 @@ def test_a_loaded_model_can_be_traced_saved_and_copied_again(tmp_path: Path) -> 
     traced = trace(loaded, args, kwargs, dynamic_shapes=spec.dynamic_shapes())
     assert torch.equal(traced.module(x), module(x))
     assert list(masked_parameters(wrap(traced))) == ["inner.0.weight"]
+
+
+def test_what_the_graph_does_not_read_survives_copies_and_archives(tmp_path: Path) -> None:
+    model = MLP()
+    model.unused = torch.nn.Linear(3, 3)
+    model.register_parameter("free", torch.nn.Parameter(torch.randn(4)))
+    module = copy.deepcopy(wrap(trace(model, (torch.randn(2, 12),))))
+    assert set(module.state_dict()) == set(model.state_dict())
+    assert module.unused.weight is not model.unused.weight
+    save(module, tmp_path / "m.pt2")
+    state = load(tmp_path / "m.pt2").state_dict()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())

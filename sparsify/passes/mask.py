@@ -6,14 +6,17 @@ import torch
 import torch.fx
 
 from sparsify.masks.exact import random_mask, topk_mask
-from sparsify.masks.state import masked_parameters, set_mask, verify_masks
+from sparsify.masks.state import attach_hooks, masked_parameters, set_mask, verify_masks
 from sparsify.passes.contract import Pass, PassResult
 from sparsify.passes.randomness import generator
 from sparsify.planning import Plan
 
 
 class Mask(Pass):
-    """Random masks for new weights, masks of the largest magnitudes for kept ones; counts the masks."""
+    """Random masks for new weights, masks of the largest magnitudes for kept ones; counts the masks.
+
+    A layer that the plan leaves alone keeps the mask it came with, if its weights are kept.
+    """
 
     name = "mask"
 
@@ -29,17 +32,21 @@ class Mask(Pass):
                 source = generator(self.context.seed, "mask", fqn, weight.device)
                 mask = random_mask(weight.shape, nnz, source)
             set_mask(graph.get_submodule(path), leaf, mask)
+        attach_hooks(graph)
         return PassResult(graph, len(wanted))
 
     def ensures(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
-        """Every mask has its exact count, no other layer has one, and weights outside are zero."""
+        """Every mask has its exact count, no other layer got one, and weights outside are zero."""
         found = masked_parameters(graph)
         wanted = planned_counts(plan)
-        if set(found) != set(wanted):
-            raise self.failed(f"masks differ from the plan at {sorted(set(found) ^ set(wanted))}")
-        for fqn, entry in found.items():
-            if int(torch.count_nonzero(entry.mask)) != wanted[fqn]:
-                raise self.failed(f"{fqn} has another number of active weights than {wanted[fqn]}")
+        given = masked_parameters(self.context.traced.module) if self.context.init == "preserve" else {}
+        if set(found) != set(wanted) | set(given):
+            raise self.failed(
+                f"masks differ from the plan at {sorted(set(found) ^ (set(wanted) | set(given)))}"
+            )
+        for fqn, nnz in wanted.items():
+            if int(torch.count_nonzero(found[fqn].mask)) != nnz:
+                raise self.failed(f"{fqn} has another number of active weights than {nnz}")
         verify_masks(graph)
 
 

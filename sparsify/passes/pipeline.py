@@ -72,18 +72,18 @@ def rewrite(
     for step in PIPELINE:
         graph = step(context)(graph, fitted).graph
     result = cast(SparseGraphModule, graph)
-    result.sparsify = _record(traced, known, fitted, scaling, init)
+    result.sparsify = _record(traced, known, fitted, scaling, init, set(result.state_dict()))
     return result
 
 
-def _record(traced: Traced, facts: Facts, plan: Plan, scaling: Scaling, init: Init) -> Record:
+def _record(traced: Traced, facts: Facts, plan: Plan, scaling: Scaling, init: Init, keys: set[str]) -> Record:
     return Record(
         plan=plan,
         parameter_map=parameter_map(traced, _how(traced, facts, plan, init)),
         scaling=scaling,
         weights="kept" if init == "preserve" else "new",
         inputs=InputSpec.from_traced(traced),
-        key_map=traced.key_map,
+        key_map={key: source for key, source in traced.key_map.items() if key in keys},
         ties=traced.ties,
         train_record=traced.train_record,
         parameters_dense=sum(parameter.numel() for parameter in traced.module.parameters()),

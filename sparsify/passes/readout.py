@@ -33,7 +33,7 @@ class ReadoutMultiplier(Pass):
             node.args = (scaled, *node.args[1:])
         if calls:
             graph.recompile()
-            propagate(graph, (self.context.traced.args, self.context.traced.kwargs))
+            propagate(graph)
         return PassResult(graph, len(calls))
 
     def ensures(self, graph: torch.fx.GraphModule, plan: Plan) -> None:

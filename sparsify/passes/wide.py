@@ -15,12 +15,15 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from sparsify.graph.canonical import complete
 from sparsify.graph.facts import Facts
-from sparsify.graph.verify import propagate
+from sparsify.graph.resize import match_parameters
+from sparsify.graph.verify import propagate, with_literal
 from sparsify.masks.module import SparseGraphModule
+from sparsify.masks.state import SUFFIX, masked_parameters
 from sparsify.passes.contract import Pass, PassResult, mark
-from sparsify.passes.refit import refit
 from sparsify.planning import Plan
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -36,8 +39,10 @@ class Wide(Pass):
         shapes = planned_shapes(self.context.facts, plan)
         replaced = _allocate(graph, shapes)
         result = _rebuilt(graph, replaced)
+        if self.context.init == "scratch":
+            _drop_masks(result)
         changed = {name for name, old in _tensors(graph).items() if tuple(old.shape) != shapes[name]}
-        self._refit(result, plan)
+        self._match_modules(result, plan)
         modified = len(changed) + self._rewrite_literals(result, plan)
         owners = {name.rpartition(".")[0] for name in changed}
         for node in result.graph.nodes:
@@ -45,7 +50,7 @@ class Wide(Pass):
                 mark(node, self.name, node.name)
         if modified:
             result.recompile()
-            propagate(result, (self.context.traced.args, self.context.traced.kwargs))
+            propagate(result)
         return PassResult(result, modified)
 
     def ensures(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
@@ -60,11 +65,14 @@ class Wide(Pass):
             if tensor.numel() and tensor.data_ptr() in given:
                 raise self.failed(f"{name} shares memory with the given model")
 
-    def _refit(self, result: nn.Module, plan: Plan) -> None:
+    def _match_modules(self, result: nn.Module, plan: Plan) -> None:
         widths = plan.widths
         groups = {layer.fqn: layer.groups.evaluate(widths) for layer in self.context.facts.layers}
         for name, module in result.named_modules():
-            refit(module, groups=groups.get(name))
+            match_parameters(module)
+            if isinstance(module, _ConvNd) and name in groups:
+                module.groups = groups[name]
+                module.in_channels = module.weight.shape[1] * module.groups
 
     def _rewrite_literals(self, result: torch.fx.GraphModule, plan: Plan) -> int:
         nodes = {node.name: node for node in result.graph.nodes}
@@ -111,18 +119,21 @@ def _allocate(module: nn.Module, shapes: Shapes) -> dict[int, Tensor]:
 def _rebuilt(module: torch.fx.GraphModule, replaced: dict[int, Tensor]) -> SparseGraphModule:
     """Copies the structure with other tensors in it; ties stay ties, since one id has one replacement."""
     memo: dict[int, Any] = dict(replaced)
-    copied = copy.deepcopy(module, memo)
-    result = SparseGraphModule(copied, copied.graph)
-    # The constructor copies only what the graph names; state that no node reads is kept as well.
-    for name, child in copied.named_children():
-        result.add_module(name, child)
-    for name, parameter in copied.named_parameters(recurse=False):
-        result.register_parameter(name, parameter)
-    persistent = set(copied.state_dict(keep_vars=True))
-    for name, buffer in copied.named_buffers(recurse=False):
-        result.register_buffer(name, buffer, persistent=name in persistent)
-    result.meta = {key: value for key, value in copied.meta.items() if key != "sparsify"}
+    root = nn.Module()
+    root._modules = copy.deepcopy(module._modules, memo)
+    root._parameters = copy.deepcopy(module._parameters, memo)
+    root._buffers = copy.deepcopy(module._buffers, memo)
+    root._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+    result = SparseGraphModule(root, copy.deepcopy(module.graph))
+    complete(result, root)
+    result.training = module.training
     return result
+
+
+def _drop_masks(module: nn.Module) -> None:
+    """Forgets the masks of a pruned model, which belong to the weights that it had."""
+    for entry in masked_parameters(module).values():
+        del entry.owner._buffers[entry.name + SUFFIX]
 
 
 def _at(node: torch.fx.Node, path: tuple[int | str, ...]) -> Any:
@@ -134,18 +145,8 @@ def _at(node: torch.fx.Node, path: tuple[int | str, ...]) -> Any:
 
 def _replace(node: torch.fx.Node, path: tuple[int | str, ...], value: int) -> None:
     """Sets one int inside a node's arguments, which are immutable as a whole."""
-    if isinstance(path[0], str):
-        node.kwargs = _with(node.kwargs, path, value)
+    head = path[0]
+    if isinstance(head, str):
+        node.kwargs = {**node.kwargs, head: with_literal(node.kwargs[head], path[1:], value)}
     else:
-        node.args = _with(node.args, path, value)
-
-
-def _with(container: Any, path: tuple[int | str, ...], value: int) -> Any:
-    if not path:
-        return value
-    head, *rest = path
-    if isinstance(container, Mapping):
-        return {**container, head: _with(container[head], tuple(rest), value)}
-    items = list(container)
-    items[int(head)] = _with(items[int(head)], tuple(rest), value)
-    return tuple(items) if isinstance(container, tuple) else items
+        node.args = with_literal(node.args, path, value)

@@ -87,7 +87,7 @@ class Session:
         if isinstance(model, str | Path) and not Path(model).is_file():
             raise UserError(f"there is no file {str(model)!r}")
         self._name = "the model" if isinstance(model, bytes) else str(model)
-        self._profile_folder = tempfile.TemporaryDirectory() if profile else None
+        self._profile_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if profile else None
         _check_providers(providers)
         built = _options(threads, config or {}, options)
         if self._profile_folder is not None:
@@ -131,7 +131,7 @@ class Session:
         """Ends profiling and returns the time of every node, longest first.
 
         Returns:
-            Rows with `node`, `op`, `calls`, `us` (microseconds a call) and `share` (of all nodes' time).
+            Rows with `node`, `op`, `calls`, `us` (median microseconds a call) and `share` (of the sum).
 
         Raises:
             UserError: The session was opened without `profile=True`, or this was called before.
@@ -148,10 +148,11 @@ class Session:
             if event.get("cat") == "Node" and name.endswith("_kernel_time"):
                 key = (name.removesuffix("_kernel_time"), event["args"]["op_name"])
                 times.setdefault(key, []).append(float(event["dur"]))
-        total = sum(map(sum, times.values()))
+        medians = {key: float(np.median(durations)) for key, durations in times.items()}
+        total = max(sum(medians.values()), 1e-9)
         rows = [
-            {"node": node, "op": op, "calls": len(t), "us": sum(t) / len(t), "share": sum(t) / total}
-            for (node, op), t in times.items()
+            {"node": node, "op": op, "calls": len(times[node, op]), "us": median, "share": median / total}
+            for (node, op), median in medians.items()
         ]
         return sorted(rows, key=lambda row: -row["share"])
 

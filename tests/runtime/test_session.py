@@ -214,7 +214,7 @@ def test_without_the_library_dense_models_run_and_sparse_ones_say_what_to_do(
 def test_profile_names_the_sparse_nodes_once(tmp_path: Path):
     session = Session(sparse_mlp(tmp_path / "mlp.onnx"), profile=True)
     for _ in range(3):
-        session.run({"x": values((2, 24))})
+        session.run({"x": values((4000, 24))})
     rows = {row["node"]: row for row in session.profile()}
     assert rows["first"]["op"] == "SparseLinear"
     assert rows["first"]["calls"] == 3

@@ -15,8 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.graph import Graph
 
@@ -87,7 +85,8 @@ def speedup(candidate: Candidate, size: int, *, density: float | None = None) ->
         size: Number of columns.
         density: Another density than the weight's.
     """
-    outputs, k = candidate.weight.shape[0], int(np.prod(candidate.weight.shape[1:]))
+    outputs, *taps = (int(dim) for dim in candidate.weight.shape)
+    k = math.prod(taps)
     kept = candidate.density if density is None else density
     dense = max(2.0 * outputs * k * size / DENSE_RATE, 4.0 * outputs * k / STREAM)
     rate = SPARSE_RATE * size / (size + HALF_RATE)

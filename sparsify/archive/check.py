@@ -41,23 +41,28 @@ _CONTAINERS = {
 _NAMES = ("parameter_name", "buffer_name", "tensor_constant_name")
 
 
-def check_archive(path: Path) -> None:
+def check_archive(path: Path) -> set[str]:
     """Checks that an archive holds nothing that could run code when torch.export loads it.
+
+    Returns:
+        Names of the classes of transformers among its inputs and outputs.
 
     Raises:
         PickleConsentError: When it does; the message says what and where.
         UserError: When it cannot be read.
     """
     records = _Records(path)
+    classes: set[str] = set()
     for name in records.names:
         if name.startswith("models/"):
-            _check_program(name, records.json(name))
+            classes |= _check_program(name, records.json(name))
         elif name.endswith(("_weights_config.json", "_constants_config.json")):
             _check_payloads(name, records.json(name))
         elif name.endswith(".pt") and name.startswith(
             ("data/sample_inputs/", "data/weights/", "data/constants/")
         ):
             _check_tensors_only(name, records.bytes(name))
+    return classes
 
 
 class _Records:
@@ -106,7 +111,8 @@ def _check_tensors_only(name: str, content: bytes) -> None:
         raise PickleConsentError(f"{name} holds more than tensors ({_first_line(error)[:160]})") from error
 
 
-def _check_program(name: str, content: Any) -> None:
+def _check_program(name: str, content: Any) -> set[str]:
+    classes: set[str] = set()
     for item in _dicts(content):
         if "target" in item and "inputs" in item:
             _check_target(name, item["target"])
@@ -120,12 +126,13 @@ def _check_program(name: str, content: Any) -> None:
             raise PickleConsentError(f"{name} holds an object that is no tensor")
         for key in ("in_spec", "out_spec"):
             if item.get(key):
-                _check_tree(name, item[key])
+                classes |= _check_tree(name, item[key])
         for key in _NAMES:
             _check_name(name, item.get(key, ""))
         for symbol in item.get("range_constraints") or ():
             check_expression(name, symbol)
         _check_sizes(name, item)
+    return classes
 
 
 def _check_sizes(name: str, item: dict[str, Any]) -> None:
@@ -144,14 +151,17 @@ def _check_name(name: str, path: Any) -> None:
         raise PickleConsentError(f"{name} names a tensor {path!r}, which no module can do")
 
 
-def _check_tree(name: str, text: Any) -> None:
+def _check_tree(name: str, text: Any) -> set[str]:
     """A pytree of plain containers, or of outputs of transformers; nothing in it may ask for an import."""
+    classes: set[str] = set()
     try:
         _, root = json.loads(text)
         for node in _dicts(root):
             kind = node.get("type")
-            if kind is not None and kind not in _CONTAINERS and not str(kind).startswith("transformers."):
-                raise PickleConsentError(f"{name} has inputs or outputs of type {kind!r}")
+            if kind is not None and kind not in _CONTAINERS:
+                if not str(kind).startswith("transformers."):
+                    raise PickleConsentError(f"{name} has inputs or outputs of type {kind!r}")
+                classes.add(kind)
             context = node.get("context")
             if any("__enum__" in item for item in _dicts(json.loads(context) if context else None)):
                 raise PickleConsentError(f"{name} has inputs or outputs with keys that must be imported")
@@ -159,6 +169,7 @@ def _check_tree(name: str, text: Any) -> None:
         raise UserError(
             f"the archive is damaged at {name}: its inputs or outputs cannot be read ({error})"
         ) from error
+    return classes
 
 
 def _dicts(content: Any) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import warnings
 from collections.abc import Callable
@@ -61,10 +63,17 @@ def load(
     if kind is not Kind.EXPORTED:
         return load_pickle(path, trust_pickle=trust_pickle, factory=factory)
     if not trust_pickle:
-        check_archive(path)
+        _register_outputs(check_archive(path))
     program, extra = _read(path)
     text = extra.get(RECORD_FILE)
     return _foreign(path, program) if text is None else _ours(path, program, text)
+
+
+def _register_outputs(classes: set[str]) -> None:
+    """Imports the transformers modules whose output classes an archive names; they register themselves."""
+    for name in classes:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name.rpartition(".")[0])
 
 
 def _read(path: Path) -> tuple[ExportedProgram, dict[str, str]]:

@@ -49,6 +49,8 @@ def save(model: nn.Module, path: str | Path) -> None:
             "dense model use sparsify.archive.wrap(sparsify.trace(model, args))"
         )
     verify_masks(model)
+    if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):
+        model = copy.deepcopy(model).cpu()
     plain, classes = _with_plain_outputs(model)
     content = {
         "version": VERSION,
@@ -78,9 +80,6 @@ def _with_plain_outputs(model: SparseGraphModule) -> tuple[torch.fx.GraphModule,
 
 def _export(module: torch.fx.GraphModule, record: Any) -> ExportedProgram:
     args, kwargs = record.inputs.example()
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    if device.type != "cpu":
-        args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
     before = {child: child.training for child in module.modules()}
     module.eval()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -14,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_map_with_path
 
 from sparsify.errors import Refusal, UnsupportedModelError, UserError
 from sparsify.graph.canonical import canonicalise
 from sparsify.graph.canonical_clean import is_open
+from sparsify.graph.example import Example
 from sparsify.graph.prepare import pruned, traceable
 from sparsify.graph.traced import KeySource, Traced
 from sparsify.graph.train_mode import RULE, align, needs_train_trace, train_record
@@ -50,27 +49,19 @@ def trace(
         UserError: When the model does not run on the example.
         UnsupportedModelError: When torch.export cannot capture it: what, where, and what to try.
     """
-    args, kwargs, dynamic_shapes = _by_position(model, tuple(args), dict(kwargs or {}), dynamic_shapes)
-    if dynamic_shapes is None and dynamic:
-        wide_args, wide_kwargs = _repeat(args, kwargs)
-        shapes: Any = {
-            name: _open_dims(name, item) for name, item in _bind(model, wide_args, wide_kwargs).items()
-        }
-    else:
-        shapes, wide_args, wide_kwargs = dynamic_shapes, args, kwargs
-    with traceable(model) as prepared:
-        ep = _export(prepared, wide_args, wide_kwargs, shapes)
+    example, asked = Example.of(model, args, kwargs, dynamic_shapes)
+    ep, example, shapes = _capture(model, example, asked, dynamic)
     record, refusals = train_record(model), _closed_dims(ep, shapes)
     if needs_train_trace(model):
-        aligned, refused = _train_trace(model, ep, wide_args, wide_kwargs, shapes)
+        aligned, refused = _train_trace(model, ep, example, shapes)
         record |= aligned
         refusals += refused
     canonical = canonicalise(ep, train_record=record)
     canonical.module.train(model.training)
     return Traced(
         module=canonical.module,
-        args=wide_args,
-        kwargs=wide_kwargs,
+        args=example.args,
+        kwargs=example.kwargs,
         dynamic=shapes,
         key_map=_through_pruning(model, canonical.key_map),
         ties=canonical.ties,
@@ -79,57 +70,19 @@ def trace(
     )
 
 
-def _by_position(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
-) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Takes keyword inputs by position where forward knows none of their names (`--input 'x:…'`)."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    if args or not kwargs or anything or set(kwargs) & set(named) or len(kwargs) > len(positional):
-        return args, kwargs, shapes
-    if isinstance(shapes, dict):
-        shapes = {to: shapes[name] for to, name in zip(positional, kwargs, strict=False) if name in shapes}
-    return tuple(kwargs.values()), {}, shapes
-
-
-def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs by the name of forward's parameter, as torch.export names them."""
+def _capture(
+    model: nn.Module, example: Example, asked: Any, dynamic: bool
+) -> tuple[ExportedProgram, Example, Any]:
+    """Exports with open dimensions of size 1 repeated, or with the example as it is where the model minds."""
+    wide, shapes = example.opened(asked, dynamic)
     try:
-        return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-    except TypeError as error:
-        raise UserError(f"the example does not fit {type(model).__name__}.forward: {error}") from error
-
-
-def _dims(name: str, tensor: Tensor) -> tuple[int, ...]:
-    """Dimensions that are left open: the batch, and the length of integer and mask inputs."""
-    integral = not tensor.is_floating_point() and not tensor.is_complex()
-    masked = "mask" in name and tensor.ndim == 2
-    return tuple(range(min(tensor.ndim, 2 if integral or masked else 1)))
-
-
-def _open_dims(name: str, item: Any) -> Any:
-    def of_leaf(path: Any, leaf: Any) -> Any:
-        label = name + "".join(str(key) for key in path)
-        return dict.fromkeys(_dims(label, leaf), Dim.AUTO) if isinstance(leaf, Tensor) else None
-
-    return tree_map_with_path(of_leaf, item)
-
-
-def _repeat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example with open dimensions of size 1 repeated to 2."""
-
-    def of_leaf(path: Any, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        label = "".join(str(key) for key in path)
-        for dim in _dims(label, leaf):
-            if leaf.shape[dim] == 1:
-                leaf = torch.cat([leaf, leaf], dim)
-        return leaf
-
-    return tree_map_with_path(of_leaf, args), tree_map_with_path(of_leaf, kwargs)
+        with traceable(model) as prepared:
+            return _export(prepared, wide, shapes), wide, shapes
+    except (UnsupportedModelError, UserError):
+        if wide is example:
+            raise
+    with traceable(model) as prepared:
+        return _export(prepared, example, shapes), example, shapes
 
 
 @contextmanager
@@ -148,12 +101,13 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+def _export(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
+    args, kwargs = example.args, example.kwargs
     try:
         with _quiet():
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        _check_runs(model, args, kwargs)
+        _check_runs(model, example)
         where = _where(model, error.__traceback__)
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise UnsupportedModelError(
@@ -161,10 +115,10 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
         ) from error
 
 
-def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_runs(model: nn.Module, example: Example) -> None:
     try:
         with torch.no_grad():
-            model(*args, **kwargs)
+            model(*example.args, **example.kwargs)
     except Exception as error:
         raise UserError(
             f"{type(model).__name__} fails on the example itself{_where(model, error.__traceback__)}: "
@@ -224,11 +178,11 @@ def _closed_dims(ep: ExportedProgram, shapes: Any) -> list[Refusal]:
 
 
 def _train_trace(
-    model: nn.Module, evaluated: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+    model: nn.Module, evaluated: ExportedProgram, example: Example, shapes: Any
 ) -> tuple[dict[str, Any], list[Refusal]]:
     try:
         with traceable(model, training=True) as prepared:
-            trained = _export(prepared, args, kwargs, shapes)
+            trained = _export(prepared, example, shapes)
         return align(evaluated, trained)
     except (UnsupportedModelError, UserError) as error:
         reason = (

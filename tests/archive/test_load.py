@@ -202,3 +202,21 @@ def test_a_decomposed_archive_becomes_modules(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x), model(x))
     kinds = {type(module) for module in loaded.modules()}
     assert {torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.Linear} <= kinds
+
+
+def test_an_archive_that_returns_a_model_output_loads(tmp_path: Path) -> None:
+    from tests.models import MODELS
+
+    entry = MODELS["llama"]
+    model = entry.model()
+    model.config.use_cache = False
+    args, kwargs = entry.example(2, 8)
+    shapes = {name: {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for name in kwargs}
+    torch.export.save(torch.export.export(model, args, kwargs, dynamic_shapes=shapes), tmp_path / "m.pt2")
+    loaded = load(tmp_path / "m.pt2")
+    _, kwargs = entry.example(3, 11)
+    expected = model(**kwargs)
+    assert torch.equal(loaded(**kwargs).logits, expected.logits)
+    save(loaded, tmp_path / "again.pt2")
+    again = load(tmp_path / "again.pt2")(**kwargs)
+    assert type(again) is type(expected) and torch.equal(again.logits, expected.logits)

@@ -276,3 +276,43 @@ def test_dict_inputs_and_outputs_keep_their_structure() -> None:
     expected = model(batch, scale=2.0)
     assert list(out) == ["out", "mask"] and out["out"][1] is None and isinstance(out["mask"], tuple)
     torch.testing.assert_close(out["out"][0], expected["out"][0])
+
+
+def test_a_size_one_that_is_no_batch_is_kept_and_named() -> None:
+    model = Model(lambda m, x: m.fc(x[0] + x[1]), fc=nn.Linear(8, 8))
+    traced = trace(model, ((torch.randn(3, 8), torch.randn(1, 8)),))
+    assert traced.args[0][1].shape == (1, 8)
+    fixed = Model(lambda m, x: m.fc(x.reshape(8)), fc=nn.Linear(8, 8))
+    traced = trace(fixed, (torch.randn(1, 8),))
+    assert [(r.fqn, r.rule) for r in traced.refusals] == [("x", "fixed-dimension")]
+
+
+def test_explicit_dynamic_shapes_repeat_size_one_too() -> None:
+    traced = trace(MLP().eval(), (torch.randn(1, 12),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+    assert traced.args[0].shape == (2, 12)
+    assert traced.module(torch.randn(7, 12)).shape == (7, 5)
+
+
+def test_keyword_inputs_may_come_in_any_order() -> None:
+    entry = MODELS["bert"]
+    model = entry.model()
+    _, kwargs = entry.example(2, 8)
+    traced = trace(model, (), dict(reversed(kwargs.items())))
+    expected = model(**kwargs)
+    for order in (kwargs, dict(reversed(kwargs.items()))):
+        assert torch.equal(traced.module(**order).last_hidden_state, expected.last_hidden_state)
+
+
+def test_variadic_inputs() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, *parts: Tensor, scale: float) -> Tensor:
+            return self.fc(sum(parts)) * scale
+
+    model = Sum()
+    module = trace(model, (X, X + 1), {"scale": 2.0}).module
+    y = torch.randn(5, 8)
+    torch.testing.assert_close(module(y, y, scale=2.0), model(y, y, scale=2.0))

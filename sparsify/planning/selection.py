@@ -59,7 +59,7 @@ def select(facts: Facts, weights: Sequence[Weight], options: PlanOptions) -> Sel
         masked = [weight for weight in candidates if weight.symbols & widened]
     names = {weight.fqn for weight in masked}
     dense = [weight for weight in weights if weight.fqn not in names]
-    refusals: list[Refusal] = []
+    refusals = _pinned_streams(facts, options)
     for weight in dense:
         refusals += _refusals(facts, weight, options)
     return Selection(tuple(masked), tuple(dense), widened, tuple(refusals))
@@ -72,6 +72,21 @@ def _widened(facts: Facts, candidates: Iterable[Weight], options: PlanOptions) -
         for group in facts.groups
         if group.pinned is None and group.id in touched and not (options.scope == "inner" and group.residual)
     )
+
+
+def _pinned_streams(facts: Facts, options: PlanOptions) -> list[Refusal]:
+    """Residual streams that `scope="all"` would widen and cannot; named by their first tensor."""
+    if options.family == "masked" or options.scope == "inner":
+        return []
+    return [
+        Refusal(
+            group.members[0].partition("[")[0],
+            "pinned",
+            f"the residual stream keeps its width: {group.pinned}",
+        )
+        for group in facts.groups
+        if group.residual and group.pinned and group.members
+    ]
 
 
 def _candidate(weight: Weight, options: PlanOptions) -> str | None:

@@ -52,6 +52,14 @@ def test_pinned_layers_give_the_reason_of_the_facts():
     assert (refusal.rule, refusal.reason) == ("pinned", "a model output")
 
 
+def test_a_residual_stream_that_cannot_widen_is_named():
+    f = Poly.symbol("f")
+    layers = [layer("fc1", (f, 64)), layer("fc2", (64, f))]
+    groups = [group("f", 64), group("s", 64, ["fc2.weight[0]"], residual=True, pinned="a model output")]
+    assert rules(plan_of(facts_of(groups, layers))) == {"fc2.weight": "pinned"}
+    assert not plan_of(facts_of(groups, layers), scope="inner").refusals
+
+
 def test_keep_dense_keeps_weight_and_width_where_nothing_else_needs_it():
     made = plan_of(transformer(), keep_dense=("fc*",), scope="inner")
     assert masked(made) == {"attn.q", "attn.k", "attn.v", "attn.out"}

@@ -75,9 +75,10 @@ def _visit(node: Node, dimensions: Dimensions) -> Value:
         value = _apply(node, dimensions)
         _check(node, value, dimensions)
     except Unsolved as unsolved:
+        reason = f"{operator_name(node)}: {unsolved}"
+        value = _refuse(node, "ambiguous-shape", reason, dimensions)
         for _, _, literal in dimensions.literals[before:]:
-            dimensions.pin(literal, "")
-        return _refuse(node, "ambiguous-shape", f"{operator_name(node)}: {unsolved}", dimensions)
+            dimensions.pin(literal, f"{reason} ({module_path(node) or 'top level'})")
     return value
 
 

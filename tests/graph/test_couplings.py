@@ -35,6 +35,7 @@ def checked(forward: Callable[..., Any], *inputs: Tensor, **layers: nn.Module | 
     with torch.no_grad():
         expected, got = model(*inputs), wide(*inputs)
     assert got.shape == expected.shape
+    assert all(group.pinned is None or group.pinned.strip() for group in found.groups)
     return found
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-import sparsify
 from sparsify.errors import UnsupportedModelError, UserError
 from sparsify.lowering import LowerReport, lower
 from sparsify.lowering.graph import Graph
@@ -28,6 +28,8 @@ from sparsify.onnx_export.capture import Captured, captured
 from sparsify.onnx_export.names import output_names, tensors_of
 from sparsify.onnx_export.tidy import tidy
 from sparsify.runtime import Session
+
+_DISTRIBUTION = "sparsify-ift"
 
 
 def export(
@@ -89,7 +91,7 @@ def _convert(capture: Captured) -> tuple[onnx.ModelProto, list[str]]:
     if program is None:
         raise UnsupportedModelError("torch.onnx returned no model")
     proto: onnx.ModelProto = program.model_proto
-    properties = {"sparsify.version": sparsify.__version__}
+    properties = {"sparsify.version": metadata.version(_DISTRIBUTION)}
     tidy(proto, properties | ({"sparsify.family": capture.family} if capture.family else {}))
     return proto, results
 

@@ -84,7 +84,13 @@ def _capture(model: nn.Module, args: Sequence[Any] | None, kwargs: Mapping[str, 
     except (RuntimeError, ValueError, TypeError) as error:
         raise UnsupportedModelError(f"torch.export cannot capture the model: {error}") from error
     plan = None if record is None else record.plan
-    return Captured(module, program, tuple(example_args), dict(example_kwargs), getattr(plan, "family", ""))
+    return Captured(
+        module,
+        program,
+        tuple(example_args),
+        dict(example_kwargs),
+        "" if plan is None else str(plan.options.family),
+    )
 
 
 def _in_signature_order(module: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:

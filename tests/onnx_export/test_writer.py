@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify.errors import ParityError, UserError
+import sparsify
+from sparsify.errors import ParityError, SparsifyError, UserError
 from sparsify.graph.trace import trace
+from sparsify.masks import masked_parameters
 from sparsify.onnx_export import export, writer
 from sparsify.runtime import Session
 from tests.models import MODELS
@@ -114,6 +116,27 @@ def test_traced_module_exports(tmp_path):
     traced = trace(pruned(test_model.model()), args, kwargs)
     report = export(traced.module, tmp_path / "m.onnx", args=args, kwargs=kwargs)
     assert report.nodes.sparse + report.nodes.dense == 3
+
+
+def test_transformed_model_exports_without_example_inputs_and_names_its_family(tmp_path):
+    test_model = MODELS["mlp"]
+    args, kwargs = test_model.example(3, 1)
+    model = sparsify.transform(test_model.model(), args, kwargs, sparsity=0.5)
+    report = export(model, tmp_path / "m.onnx")
+    assert report.max_abs_error < 1e-5
+    properties = {item.key: item.value for item in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert properties["sparsify.family"] == "wide"
+
+
+def test_weight_outside_its_mask_stops_the_export(tmp_path):
+    test_model = MODELS["mlp"]
+    args, kwargs = test_model.example(3, 1)
+    model = sparsify.transform(test_model.model(), args, kwargs, sparsity=0.5)
+    entry = next(iter(masked_parameters(model).values()))
+    with torch.no_grad():
+        entry.param.add_(1.0)
+    with pytest.raises(SparsifyError, match="outside the mask"):
+        export(model, tmp_path / "m.onnx")
 
 
 def test_transformer_keeps_batch_and_length_open(tmp_path):

@@ -145,8 +145,8 @@ class CsrConv final : public ConvKernel {
     const Geometry g = MakeGeometry(attributes_, height, width);
     const int64_t images = Images(g, batch, threads);
     const size_t copy = CopyBytes(g, images);
-    return kCacheLine + copy +
-           PanelTasks(panel_plans_.For(threads), images * g.pixels(), threads).ScratchBytes();
+    const int64_t pixels = images * g.pixels();
+    return kCacheLine + copy + PanelTasks(panel_plans_.For(pixels, threads), pixels, threads).ScratchBytes();
   }
 
   void Run(const float* x, int64_t batch, int64_t height, int64_t width, const Epilogue& epilogue, float* y,
@@ -202,7 +202,7 @@ class CsrConv final : public ConvKernel {
       source = copy;
       rest += CopyBytes(g, images);
     }
-    const PanelPlan& plan = panel_plans_.For(parallel.threads);
+    const PanelPlan& plan = panel_plans_.For(images * g.pixels(), parallel.threads);
     const PanelTasks tasks(plan, images * g.pixels(), parallel.threads);
     RunPanels(isa_, plan, matrix_.columns, tasks, parallel, rest, [&](int64_t first, int64_t columns) {
       Pixels ends = {isa_, g, source, offsets.data(), epilogue, y, {}, {}};

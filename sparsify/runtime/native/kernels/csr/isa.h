@@ -55,8 +55,9 @@ struct OutputRun {
   int64_t length;
 };
 
-// Sixteen output rows as lanes. For each listed block of 32 inputs a record of one 64-byte word of indices
-// (lane i: 5 bits each for up to 6 slots) and `slots` x 16 values; then the records of single inputs.
+// Sixteen output rows as lanes. For each listed block of 32 inputs a record: one word of indices (lane i:
+// 5 bits each for up to 6 slots), then for each slot the values of the lanes in its mask, packed. Single
+// non-zeros follow as gathered sixteens, absent lanes holding 0.
 constexpr int kLanes = 16;
 constexpr int kBlock = 32;
 constexpr int kMaxSlots = 6;
@@ -67,8 +68,9 @@ struct SlotClass {
 };
 
 struct SlotGroup {
-  const float* stream;     // records of the blocks, in the order of `blocks`
-  const uint32_t* blocks;  // first input of each block
+  const float* stream;     // records, in the order of `blocks`
+  const uint16_t* masks;   // of each slot of each record
+  const uint32_t* blocks;  // first input of each record
   const SlotClass* classes;
   size_t class_count;
   const float* rest_values;     // [rest][16]
@@ -112,8 +114,6 @@ struct Isa {
                 const Epilogue& epilogue);
   void (*dot)(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
               const Epilogue& epilogue);
-  // Whether no element is NaN or infinite.
-  bool (*finite)(const float* x, int64_t size);
 };
 
 // One row for each instruction set, best last: name, condition on the CPU.

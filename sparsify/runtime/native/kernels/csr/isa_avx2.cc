@@ -189,7 +189,7 @@ void Dot(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t 
 }  // namespace
 
 const Isa isa_avx2 = {"avx2", &Multiply<V>, &PackRows, &PackPixels<V>, &StoreRowsBy, &StorePixelsBy,
-                      3,      nullptr,      &Dot,      &Finite<V>};
+                      3,      nullptr,      &Dot};
 
 }  // namespace csr
 }  // namespace sparsify

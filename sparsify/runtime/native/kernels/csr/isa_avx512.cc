@@ -65,66 +65,89 @@ inline __m512 LoadLanes(const float* p, int64_t stride, int i) {
   return _mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(p + (12 + i) * stride));
 }
 
-// Columns [4 * quarter, 4 * quarter + 4) of a 16 x 16 block as rows.
-inline void Quarter(const float* p, int64_t stride, int quarter, __m512 out[4]) {
+// Columns of a 16 x 16 block as rows. Each source line is used up before the next, because rows that lie a
+// power of two apart share one set of the cache.
+inline void Transpose(const float* p, int64_t stride, __m512 out[16]) {
   SPARSIFY_UNROLL
-  for (int i = 0; i < 4; ++i) out[i] = LoadLanes(p + 4 * quarter, stride, i);
-  TransposeLanes(out);
+  for (int i = 0; i < 4; ++i) {
+    SPARSIFY_UNROLL
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      out[4 * quarter + i] = LoadLanes(p + 4 * quarter, stride, i);
+    }
+  }
+  SPARSIFY_UNROLL
+  for (int quarter = 0; quarter < 4; ++quarter) TransposeLanes(out + 4 * quarter);
 }
 
 // The same for the first `rows` rows and `columns` columns of a block; the rest reads as zero.
-inline void QuarterFirst(const float* p, int64_t stride, int64_t rows, int64_t columns, int quarter,
-                         __m512 out[4]) {
-  float block[16 * 4];
-  for (int i = 0; i < 16; ++i) {
-    const int64_t left = i < rows ? columns - 4 * quarter : 0;
-    const __mmask8 mask = static_cast<__mmask8>(left >= 4 ? 0xf : left > 0 ? (1 << left) - 1 : 0);
-    const float* row = i < rows ? p + i * stride + 4 * quarter : p;
-    _mm_storeu_ps(block + 4 * i, _mm_maskz_loadu_ps(mask, row));
+inline void TransposeFirst(const float* p, int64_t stride, int64_t rows, int64_t columns, __m512 out[16]) {
+  alignas(64) float block[16 * 16];
+  for (int64_t i = 0; i < 16; ++i) {
+    V::Store(block + 16 * i, i < rows ? V::LoadFirst(p + i * stride, columns) : V::Zero());
   }
-  Quarter(block, 4, 0, out);
+  Transpose(block, 16, out);
 }
 
 void PackRows(const float* x, int64_t stride, int64_t columns, int64_t depth, float* tile, int groups) {
   const int64_t spacing = kSpacing[groups];
-  for (int64_t k = 0; k < depth; k += 16) {
-    for (int g = 0; g < groups; ++g) {
-      const int64_t rows = columns - g * kGroup;
+  for (int g = 0; g < groups; ++g) {
+    const int64_t rows = columns - g * kGroup;
+    for (int64_t k = 0; k < depth; k += 16) {
       const float* source = x + g * kGroup * stride + k;
-      for (int quarter = 0; quarter < 4 && k + 4 * quarter < depth; ++quarter) {
-        __m512 r[4];
-        if (rows >= kGroup && depth - k >= 16) {
-          Quarter(source, stride, quarter, r);
-        } else {
-          QuarterFirst(source, stride, rows, depth - k, quarter, r);
-        }
-        float* target = tile + (k + 4 * quarter) * spacing + g * kGroup;
-        for (int i = 0; i < 4 && k + 4 * quarter + i < depth; ++i) V::Store(target + i * spacing, r[i]);
+      float* target = tile + k * spacing + g * kGroup;
+      __m512 r[16];
+      if (rows >= kGroup && depth - k >= 16) {
+        Transpose(source, stride, r);
+        SPARSIFY_UNROLL
+        for (int i = 0; i < 16; ++i) V::Store(target + i * spacing, r[i]);
+      } else {
+        TransposeFirst(source, stride, rows, depth - k, r);
+        for (int64_t i = 0; i < 16 && k + i < depth; ++i) V::Store(target + i * spacing, r[i]);
       }
     }
   }
 }
 
+// Four columns of a panel become four rows of y.
+template <Activation A>
+void StoreFour(const float* source, int64_t spacing, int64_t rows, int64_t columns, __m512 bias,
+               const float* residual, float* y, int64_t stride) {
+  __m512 r[4];
+  if (rows >= 16) {
+    SPARSIFY_UNROLL
+    for (int i = 0; i < 4; ++i) r[i] = LoadLanes(source, spacing, i);
+    TransposeLanes(r);
+  } else {
+    __m512 all[16];
+    TransposeFirst(source, spacing, rows, 4, all);
+    for (int i = 0; i < 4; ++i) r[i] = all[i];
+  }
+  SPARSIFY_UNROLL
+  for (int64_t i = 0; i < 4; ++i) {
+    if (i >= columns) return;
+    __m512 v = V::Add(r[i], bias);
+    if (residual != nullptr) v = V::Add(v, V::LoadFirst(residual + i * stride, rows));
+    V::StoreFirst(y + i * stride, rows, Activate<V, A>(v));
+  }
+}
+
+// Panel rows that are written together: they stay in the first-level cache while their columns become long
+// runs of y, which is what the prefetchers and the translation buffers want.
+constexpr int64_t kStoreRows = 96;
+
 template <Activation A>
 void StoreRows(const float* panel, int64_t first, int64_t last, int64_t columns, const Epilogue& epilogue,
                float* y, int64_t stride, int groups) {
   const int64_t spacing = kSpacing[groups];
-  for (int64_t row = first; row < last; row += 16) {
-    const int64_t rows = last - row;
-    const __m512 bias = epilogue.bias != nullptr ? V::LoadFirst(epilogue.bias + row, rows) : V::Zero();
+  for (int64_t begin = first; begin < last; begin += kStoreRows) {
+    const int64_t end = begin + kStoreRows < last ? begin + kStoreRows : last;
     for (int64_t column = 0; column < columns; column += 4) {
-      const float* source = panel + (row - first) * spacing + column;
-      __m512 r[4];
-      if (rows >= 16) {
-        Quarter(source, spacing, 0, r);
-      } else {
-        QuarterFirst(source, spacing, rows, 4, 0, r);
-      }
-      for (int64_t i = 0; i < 4 && column + i < columns; ++i) {
-        const int64_t target = (column + i) * stride + row;
-        __m512 v = V::Add(r[i], bias);
-        if (epilogue.residual != nullptr) v = V::Add(v, V::LoadFirst(epilogue.residual + target, rows));
-        V::StoreFirst(y + target, rows, Activate<V, A>(v));
+      for (int64_t row = begin; row < end; row += 16) {
+        const int64_t rows = end - row;
+        const int64_t target = column * stride + row;
+        StoreFour<A>(panel + (row - first) * spacing + column, spacing, rows, columns - column,
+                     epilogue.bias != nullptr ? V::LoadFirst(epilogue.bias + row, rows) : V::Zero(),
+                     epilogue.residual != nullptr ? epilogue.residual + target : nullptr, y + target, stride);
       }
     }
   }
@@ -149,16 +172,22 @@ void StorePixelsBy(const float* panel, int64_t first, int64_t last, const Output
 }
 
 // Few rows: the block's 32 inputs of each row of X sit in two registers; one vpermt2ps fetches the input of
-// every lane, one FMA uses it. A record is read once for all rows of X.
+// every lane, one FMA uses it. Only non-zeros are read, and once for all rows of X: the weights come from
+// beyond the second-level cache, so bytes are the ceiling, and an expanding load turns them into lanes.
 template <int Rows>
 struct Sums {
   static constexpr int kSets = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
   __m512 sum[kSets][Rows];
 };
 
+struct SlotCursor {
+  const float* stream;
+  const uint16_t* masks;
+  const uint32_t* blocks;
+};
+
 template <int Rows, int Slots>
-const float* MultiplyBlocks(const float* stream, const uint32_t* blocks, uint32_t count,
-                            const RowMajor& operand, Sums<Rows>* sums) {
+void MultiplyRecords(SlotCursor* cursor, uint32_t count, const RowMajor& operand, Sums<Rows>* sums) {
   constexpr int S = Sums<Rows>::kSets;
   __m512 sum[S][Rows];
   SPARSIFY_UNROLL
@@ -166,58 +195,69 @@ const float* MultiplyBlocks(const float* stream, const uint32_t* blocks, uint32_
     SPARSIFY_UNROLL
     for (int b = 0; b < Rows; ++b) sum[s][b] = sums->sum[s][b];
   }
+  const float* stream = cursor->stream;
+  const uint16_t* masks = cursor->masks;
   for (uint32_t n = 0; n < count; ++n) {
-    const float* x = operand.x + blocks[n];
+    const float* x = operand.x + cursor->blocks[n];
     __m512 low[Rows], high[Rows];
     SPARSIFY_UNROLL
     for (int b = 0; b < Rows; ++b) {
       low[b] = _mm512_loadu_ps(x + b * operand.x_stride);
       high[b] = _mm512_loadu_ps(x + b * operand.x_stride + 16);
     }
-    __m512i index = _mm512_load_si512(stream);
+    __m512i index = _mm512_loadu_si512(stream);
+    stream += 16;
     SPARSIFY_UNROLL
     for (int s = 0; s < Slots; ++s) {
-      const __m512 w = _mm512_load_ps(stream + 16 * (1 + s));
+      const uint32_t mask = masks[s];
+      const __mmask16 lanes = static_cast<__mmask16>(mask);
+      const __m512 w = _mm512_maskz_expandloadu_ps(lanes, stream);
+      stream += _mm_popcnt_u32(mask);
       SPARSIFY_UNROLL
       for (int b = 0; b < Rows; ++b) {
-        // Only the low five bits of an index count.
+        // Only the low five bits of an index count. Absent lanes must not see 0 * infinity.
         const __m512 v = _mm512_permutex2var_ps(low[b], index, high[b]);
-        sum[s % S][b] = _mm512_fmadd_ps(w, v, sum[s % S][b]);
+        sum[s % S][b] = _mm512_mask3_fmadd_ps(w, v, sum[s % S][b], lanes);
       }
       if (s + 1 < Slots) index = _mm512_srli_epi32(index, 5);
     }
-    stream += 16 * (1 + Slots);
+    masks += Slots;
   }
   SPARSIFY_UNROLL
   for (int s = 0; s < S; ++s) {
     SPARSIFY_UNROLL
     for (int b = 0; b < Rows; ++b) sums->sum[s][b] = sum[s][b];
   }
-  return stream;
+  *cursor = {stream, masks, cursor->blocks + count};
+}
+
+template <int Rows>
+void MultiplyRest(const SlotGroup& group, const RowMajor& operand, Sums<Rows>* sums) {
+  for (size_t i = 0; i < group.rest; ++i) {
+    const __m512 w = _mm512_load_ps(group.rest_values + 16 * i);
+    const __m512i inputs = _mm512_load_si512(group.rest_inputs + 16 * i);
+    const __mmask16 lanes = _mm512_cmp_ps_mask(w, V::Zero(), _CMP_NEQ_UQ);
+    SPARSIFY_UNROLL
+    for (int b = 0; b < Rows; ++b) {
+      const float* x = operand.x + b * operand.x_stride;
+      const __m512 v = _mm512_mask_i32gather_ps(V::Zero(), lanes, inputs, x, 4);
+      sums->sum[0][b] = _mm512_fmadd_ps(w, v, sums->sum[0][b]);
+    }
+  }
 }
 
 template <int Rows>
 void SlotsOf(const SlotGroup& group, const RowMajor& operand, Sums<Rows>* sums) {
-  using Blocks = const float* (*)(const float*, const uint32_t*, uint32_t, const RowMajor&, Sums<Rows>*);
-  static constexpr Blocks kBlocks[kMaxSlots] = {&MultiplyBlocks<Rows, 1>, &MultiplyBlocks<Rows, 2>,
-                                                &MultiplyBlocks<Rows, 3>, &MultiplyBlocks<Rows, 4>,
-                                                &MultiplyBlocks<Rows, 5>, &MultiplyBlocks<Rows, 6>};
-  const float* stream = group.stream;
-  const uint32_t* blocks = group.blocks;
+  using Records = void (*)(SlotCursor*, uint32_t, const RowMajor&, Sums<Rows>*);
+  static constexpr Records kRecords[kMaxSlots] = {&MultiplyRecords<Rows, 1>, &MultiplyRecords<Rows, 2>,
+                                                  &MultiplyRecords<Rows, 3>, &MultiplyRecords<Rows, 4>,
+                                                  &MultiplyRecords<Rows, 5>, &MultiplyRecords<Rows, 6>};
+  SlotCursor cursor = {group.stream, group.masks, group.blocks};
   for (size_t i = 0; i < group.class_count; ++i) {
     const SlotClass& c = group.classes[i];
-    stream = kBlocks[c.slots - 1](stream, blocks, c.blocks, operand, sums);
-    blocks += c.blocks;
+    kRecords[c.slots - 1](&cursor, c.blocks, operand, sums);
   }
-  for (size_t i = 0; i < group.rest; ++i) {
-    const __m512 w = _mm512_load_ps(group.rest_values + 16 * i);
-    const __m512i inputs = _mm512_load_si512(group.rest_inputs + 16 * i);
-    SPARSIFY_UNROLL
-    for (int b = 0; b < Rows; ++b) {
-      const __m512 v = _mm512_i32gather_ps(inputs, operand.x + b * operand.x_stride, 4);
-      sums->sum[0][b] = _mm512_fmadd_ps(w, v, sums->sum[0][b]);
-    }
-  }
+  MultiplyRest<Rows>(group, operand, sums);
 }
 
 template <Activation A>
@@ -255,15 +295,15 @@ void SlotsFor(const SlotGroup& group, const RowMajor& operand, int64_t first, in
 void Slots(const SlotGroup& group, const RowMajor& operand, int64_t first, int64_t last,
            const Epilogue& epilogue) {
   using Function = void (*)(const SlotGroup&, const RowMajor&, int64_t, int64_t, const Epilogue&);
-  static constexpr Function kFunctions[] = {&SlotsFor<1>, &SlotsFor<2>, &SlotsFor<3>, &SlotsFor<4>,
-                                            &SlotsFor<5>, &SlotsFor<6>, &SlotsFor<7>, &SlotsFor<8>};
+  static constexpr Function kFunctions[] = {&SlotsFor<1>, &SlotsFor<2>, &SlotsFor<3>,
+                                            &SlotsFor<4>, &SlotsFor<5>, &SlotsFor<6>};
   kFunctions[operand.rows - 1](group, operand, first, last, epilogue);
 }
 
 }  // namespace
 
 const Isa isa_avx512 = {"avx512", &Multiply<V>, &PackRows, &PackPixels<V>, &StoreRowsBy, &StorePixelsBy,
-                        8,        &Slots,       nullptr,   &Finite<V>};
+                        6,        &Slots,       nullptr};
 
 }  // namespace csr
 }  // namespace sparsify

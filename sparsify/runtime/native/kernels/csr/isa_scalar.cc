@@ -99,16 +99,10 @@ void Dot(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t 
   }
 }
 
-bool Finite(const float* x, int64_t size) {
-  float sum = 0.0f;
-  for (int64_t i = 0; i < size; ++i) sum += 0.0f * x[i];
-  return sum == 0.0f;
-}
-
 }  // namespace
 
 const Isa isa_scalar = {"scalar",     &Multiply, &PackRows, &PackPixels, &StoreRows,
-                        &StorePixels, 4,         nullptr,   &Dot,        &Finite};
+                        &StorePixels, 4,         nullptr,   &Dot};
 
 }  // namespace csr
 }  // namespace sparsify

@@ -36,8 +36,8 @@ class CsrLinear final : public LinearKernel {
   const LinearAttributes& attributes() const override { return attributes_; }
 
   size_t ScratchBytes(int64_t rows, int threads) const override {
-    // Few rows may still need a panel, when X is not finite.
-    return rows < 1 ? 0 : PanelTasks(panel_plans_.For(threads), rows, threads).ScratchBytes();
+    return rows <= isa_.few_rows ? 0
+                                 : PanelTasks(panel_plans_.For(rows, threads), rows, threads).ScratchBytes();
   }
 
   void Run(const float* x, int64_t rows, const Epilogue& epilogue, float* y, const ParallelFor& parallel,
@@ -46,9 +46,7 @@ class CsrLinear final : public LinearKernel {
     const RowMajor operand = {x, attributes_.in_features, y, attributes_.out_features, rows};
     if (rows <= isa_.few_rows) {
       if (isa_.dot != nullptr) return RunDot(operand, epilogue, parallel);
-      if (isa_.slots != nullptr && isa_.finite(x, rows * operand.x_stride)) {
-        return RunSlots(operand, epilogue, parallel);
-      }
+      return RunSlots(operand, epilogue, parallel);
     }
     RunPanel(operand, epilogue, parallel, scratch);
   }
@@ -89,7 +87,7 @@ class CsrLinear final : public LinearKernel {
 
   void RunPanel(const RowMajor& operand, const Epilogue& epilogue, const ParallelFor& parallel,
                 void* scratch) const {
-    const PanelPlan& plan = panel_plans_.For(parallel.threads);
+    const PanelPlan& plan = panel_plans_.For(operand.rows, parallel.threads);
     const PanelTasks tasks(plan, operand.rows, parallel.threads);
     RunPanels(isa_, plan, matrix_.columns, tasks, parallel, scratch, [&](int64_t first, int64_t columns) {
       RowMajor part = operand;

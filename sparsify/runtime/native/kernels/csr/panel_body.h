@@ -196,17 +196,4 @@ void PackPixels(const float* x, const int64_t* offsets, int64_t depth, const Pix
   }
 }
 
-template <class V>
-bool Finite(const float* x, int64_t size) {
-  // 0 * v is 0 for finite v and NaN otherwise, and a sum keeps a NaN.
-  typename V::Register a = V::Zero(), b = V::Zero();
-  int64_t i = 0;
-  for (; i + 2 * V::kWidth <= size; i += 2 * V::kWidth) {
-    a = V::MulAdd(V::Zero(), V::LoadAny(x + i), a);
-    b = V::MulAdd(V::Zero(), V::LoadAny(x + i + V::kWidth), b);
-  }
-  for (; i < size; i += V::kWidth) a = V::MulAdd(V::Zero(), V::LoadFirst(x + i, size - i), a);
-  return V::Sum(V::Add(a, b)) == 0.0f;
-}
-
 #endif  // SPARSIFY_KERNELS_CSR_PANEL_BODY_H_

@@ -6,16 +6,17 @@ namespace sparsify {
 namespace csr {
 namespace {
 
-// 112 rows of 64 columns are 28 KB, which leaves a 32 KB cache room for what streams past. Denser weights
-// reach kMaxCount sooner and gain nothing from longer tiles.
-constexpr int64_t kLongTile = 112;
-constexpr int64_t kShortTile = 64;
-constexpr double kDense = 0.3;
+// 112 rows of 64 columns are 28 KB, which leaves a 32 KB cache room for what streams past. Where a row brings
+// more than kMaxCount non-zeros to a tile, a longer tile gains nothing.
+constexpr int64_t kTileFloats = 112 * kPanelColumns;
+constexpr int64_t kShortest = 64;
+constexpr int64_t kMostInputs = 1008;  // offsets are 16 bits
 
-int64_t TileDepth(const Matrix& matrix) {
-  const double density = static_cast<double>(matrix.nonzeros) /
-                         (static_cast<double>(matrix.rows) * static_cast<double>(matrix.columns));
-  const int64_t longest = density > kDense ? kShortTile : kLongTile;
+int64_t TileDepth(const Matrix& matrix, int64_t spacing) {
+  const double row_nonzeros = static_cast<double>(matrix.nonzeros) / static_cast<double>(matrix.rows);
+  const double full = 1.1 * kMaxCount * static_cast<double>(matrix.columns) / std::max(row_nonzeros, 1.0);
+  const int64_t useful = full < kMostInputs ? std::max(kShortest, static_cast<int64_t>(full)) : kMostInputs;
+  const int64_t longest = std::min({kTileFloats / spacing, useful, kMostInputs});
   const int64_t tiles = (matrix.columns + longest - 1) / longest;
   const int64_t even = (matrix.columns + tiles - 1) / tiles;
   return (even + kGroup - 1) / kGroup * kGroup;
@@ -29,8 +30,8 @@ struct Entry {
 
 }  // namespace
 
-PanelPlan::PanelPlan(const Matrix& matrix, int blocks)
-    : depth_(TileDepth(matrix)),
+PanelPlan::PanelPlan(const Matrix& matrix, int blocks, int64_t spacing)
+    : depth_(TileDepth(matrix, spacing)),
       tiles_((matrix.columns + depth_ - 1) / depth_),
       bounds_(BalancedBounds(matrix.pointers, matrix.rows, std::max(blocks, 1))) {
   values_.reserve(static_cast<size_t>(matrix.nonzeros));

@@ -17,8 +17,8 @@ namespace csr {
 
 class PanelPlan {
  public:
-  // At most `blocks` blocks of rows, at least one.
-  PanelPlan(const Matrix& matrix, int blocks);
+  // At most `blocks` blocks of rows, at least one; tiles fit panels with this spacing.
+  PanelPlan(const Matrix& matrix, int blocks, int64_t spacing);
 
   int64_t depth() const { return depth_; }  // inputs of a tile; the last may have fewer
   int64_t tiles() const { return tiles_; }

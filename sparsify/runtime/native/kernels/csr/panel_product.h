@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "../../base/aligned.h"
 #include "../api.h"
@@ -47,17 +48,19 @@ class PanelPlans {
  public:
   explicit PanelPlans(const Matrix& matrix) : matrix_(matrix) {}
 
-  const PanelPlan& For(int threads) const {
+  // For X of this many columns.
+  const PanelPlan& For(int64_t columns, int threads) const {
+    const int64_t groups = std::min<int64_t>(kMaxGroups, (columns + kGroup - 1) / kGroup);
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::unique_ptr<PanelPlan>& plan = plans_[threads];
-    if (plan == nullptr) plan = std::make_unique<PanelPlan>(matrix_, threads);
+    std::unique_ptr<PanelPlan>& plan = plans_[{kSpacing[groups], threads}];
+    if (plan == nullptr) plan = std::make_unique<PanelPlan>(matrix_, threads, kSpacing[groups]);
     return *plan;
   }
 
  private:
   Matrix matrix_;
   mutable std::mutex mutex_;
-  mutable std::map<int, std::unique_ptr<PanelPlan>> plans_;
+  mutable std::map<std::pair<int64_t, int>, std::unique_ptr<PanelPlan>> plans_;
 };
 
 // How `columns` columns are cut into tasks: by panel, and by block of rows as well where panels alone would

@@ -7,9 +7,10 @@ namespace sparsify {
 namespace csr {
 namespace {
 
-// A slot costs 16 values and 5 bits for each lane, used or not; a non-zero of the rest its value, its input
-// and a gathered load. In units of a slot, measured.
-constexpr double kRestCost = 0.18;
+// In units of a slot (an expanding load, a permute, an FMA), measured: the indices of a record, and a
+// gathered non-zero.
+constexpr double kRecordCost = 1.6;
+constexpr double kRestCost = 0.7;
 
 struct Nonzero {
   uint32_t lane;
@@ -23,7 +24,7 @@ uint32_t BestSlots(const uint32_t counts[kLanes]) {
   double best_cost = 0.0;
   for (int lane = 0; lane < kLanes; ++lane) best_cost += kRestCost * counts[lane];
   for (uint32_t slots = 1; slots <= kBlock; ++slots) {
-    double cost = slots + 0.15 * ((slots + kMaxSlots - 1) / kMaxSlots);
+    double cost = slots + kRecordCost * ((slots + kMaxSlots - 1) / kMaxSlots);
     for (int lane = 0; lane < kLanes; ++lane) {
       if (counts[lane] > slots) cost += kRestCost * (counts[lane] - slots);
     }
@@ -39,6 +40,7 @@ struct Record {
   uint32_t block;
   uint32_t slots;
   float values[kMaxSlots][kLanes];
+  uint16_t masks[kMaxSlots];
   uint32_t indices[kLanes];
 };
 
@@ -61,6 +63,7 @@ SlotPlan::SlotPlan(const Matrix& matrix) {
     totals_.push_back(static_cast<int64_t>(
         sizeof(float) * (draft.stream.size() + draft.rest_values.size() + draft.rest_inputs.size())));
   }
+  draft.stream.resize(draft.stream.size() + kLanes);  // an expanding load may look past the last value
   CopyTo(draft.stream, &stream_);
   CopyTo(draft.rest_values, &rest_values_);
   CopyTo(draft.rest_inputs, &rest_inputs_);
@@ -102,13 +105,15 @@ void SlotPlan::DraftGroup(const Matrix& matrix, int64_t group, Draft* draft) {
       }
       Record& record = records[first + slot / kMaxSlots];
       record.values[slot % kMaxSlots][nonzero.lane] = nonzero.value;
+      record.masks[slot % kMaxSlots] |= static_cast<uint16_t>(1u << nonzero.lane);
       record.indices[nonzero.lane] |= (nonzero.input - record.block) << (5 * (slot % kMaxSlots));
     }
   }
 
   std::stable_sort(records.begin(), records.end(),
                    [](const Record& a, const Record& b) { return a.slots < b.slots; });
-  Begin begin = {draft->stream.size(), blocks_.size(), classes_.size(), 0, draft->rest_values.size(), 0};
+  Begin begin = {
+      draft->stream.size(), masks_.size(), blocks_.size(), classes_.size(), 0, draft->rest_values.size(), 0};
   for (const Record& record : records) {
     if (begin.class_count == 0 || classes_.back().slots != record.slots) {
       classes_.push_back({record.slots, 0});
@@ -119,7 +124,12 @@ void SlotPlan::DraftGroup(const Matrix& matrix, int64_t group, Draft* draft) {
     float bits[kLanes];
     std::memcpy(bits, record.indices, sizeof(bits));
     draft->stream.insert(draft->stream.end(), bits, bits + kLanes);
-    draft->stream.insert(draft->stream.end(), record.values[0], record.values[0] + record.slots * kLanes);
+    masks_.insert(masks_.end(), record.masks, record.masks + record.slots);
+    for (uint32_t slot = 0; slot < record.slots; ++slot) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if ((record.masks[slot] >> lane & 1) != 0) draft->stream.push_back(record.values[slot][lane]);
+      }
+    }
   }
   for (const auto& lane : rest) begin.rest_count = std::max(begin.rest_count, lane.size());
   for (size_t i = 0; i < begin.rest_count; ++i) {
@@ -137,6 +147,7 @@ void SlotPlan::DraftGroup(const Matrix& matrix, int64_t group, Draft* draft) {
 SlotGroup SlotPlan::Group(int64_t group) const {
   const Begin& begin = begins_[static_cast<size_t>(group)];
   return {stream_.as<float>() + begin.stream,
+          masks_.data() + begin.mask,
           blocks_.data() + begin.block,
           classes_.data() + begin.slot_class,
           begin.class_count,

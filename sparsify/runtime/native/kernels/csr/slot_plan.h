@@ -2,8 +2,7 @@
 // that fit two registers, so that a permute fetches the inputs of sixteen non-zeros at once.
 //
 // A block gets as many slots as pay; the non-zeros that find no slot, and those of a last incomplete block,
-// go to the group's rest, which is gathered. Blocks of one group are sorted by their number of slots. Empty
-// slots hold weight 0 on input 0: callers must keep NaN and infinities of X away from this product.
+// go to the group's rest, which is gathered. Records of one group are sorted by their number of slots.
 #ifndef SPARSIFY_KERNELS_CSR_SLOT_PLAN_H_
 #define SPARSIFY_KERNELS_CSR_SLOT_PLAN_H_
 
@@ -28,7 +27,7 @@ class SlotPlan {
 
  private:
   struct Begin {
-    size_t stream, block, slot_class, class_count, rest, rest_count;
+    size_t stream, mask, block, slot_class, class_count, rest, rest_count;
   };
   struct Draft;
   void DraftGroup(const Matrix& matrix, int64_t group, Draft* draft);
@@ -36,6 +35,7 @@ class SlotPlan {
   AlignedBuffer stream_;
   AlignedBuffer rest_values_;
   AlignedBuffer rest_inputs_;
+  std::vector<uint16_t> masks_;
   std::vector<uint32_t> blocks_;
   std::vector<SlotClass> classes_;
   std::vector<Begin> begins_;

@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     from sparsify.lowering import lower
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "export", "finetune", "load", "lower", "param_groups", "plan", "save", "trace", "transform"]
+__all__ = [
+    "Plan",
+    "export",
+    "finetune",
+    "load",
+    "lower",
+    "param_groups",
+    "plan",
+    "save",
+    "trace",
+    "transform",
+]
 
 
 def __getattr__(name: str) -> Any:

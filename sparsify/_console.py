@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from rich.console import Console
@@ -22,14 +22,14 @@ EXIT_CHECK_FAILED = 3
 EXIT_BUG = 70
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How a command prints its result."""
 
     text = "text"
     json = "json"
 
 
-class CheckFailed(SparsifyError):
+class CheckFailedError(SparsifyError):
     """A check that the user asked for did not hold (exit code 3)."""
 
 
@@ -128,7 +128,7 @@ def exit_codes(*, debug: bool = False) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         stderr.print(Text("error: ", style="bold red").append(Text(str(error), style="default")))
-        code = EXIT_CHECK_FAILED if isinstance(error, (CheckFailed, ParityError)) else EXIT_USER_ERROR
+        code = EXIT_CHECK_FAILED if isinstance(error, (CheckFailedError, ParityError)) else EXIT_USER_ERROR
         raise SystemExit(code) from error
     except OSError as error:
         if debug:

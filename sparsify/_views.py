@@ -22,8 +22,7 @@ def _shape(shape: Sequence[int]) -> str:
 def inspect(out: Output, data: Mapping[str, Any]) -> None:
     """Shows what is in a model file."""
     if data["kind"] == "onnx":
-        rows = [(row["node"], row["op"], _shape(row["shape"]), row["density"]) for row in data["layers"]]
-        out.table(f"{data['file']}: {data['parameters']:,} parameters", ("node", "operator", "weight", "density"), rows)
+        _inspect_onnx(out, data)
         return
     columns = ("layer", "kind", "role", "weight", "density", "MFLOPs dense")
     rows = [
@@ -33,11 +32,25 @@ def inspect(out: Output, data: Mapping[str, Any]) -> None:
     title = f"{data['file']}: {data['parameters']:,} parameters, {data['nonzero']:,} non-zero"
     out.table(title, columns, rows)
     groups = [
-        (row["id"], row["size"], row["granularity"], row["pinned"] or "", ", ".join(row["members"][:4]) + _more(row))
+        (
+            row["id"],
+            row["size"],
+            row["granularity"],
+            row["pinned"] or "",
+            ", ".join(row["members"][:4]) + _more(row),
+        )
         for row in data["groups"]
     ]
     out.table("width groups", ("group", "size", "step", "pinned because", "members"), groups)
     _refusals(out, data["refusals"])
+
+
+def _inspect_onnx(out: Output, data: Mapping[str, Any]) -> None:
+    rows = [
+        (row["node"], row["op"], _shape(row["shape"]), row["density"], row["note"]) for row in data["layers"]
+    ]
+    title = f"{data['file']}: {data['parameters']:,} parameters"
+    out.table(title, ("node", "operator", "weight", "density", "note"), rows)
 
 
 def _more(row: Mapping[str, Any]) -> str:
@@ -73,7 +86,8 @@ def transform(out: Output, data: Mapping[str, Any]) -> None:
     _refusals(out, data["refusals"])
     flops, parameters = data["flops"], data["parameters"]
     out.line(
-        f"FLOPs: {flops['dense'] / 1e6:,.2f}M dense, {flops['sparse'] / 1e6:,.2f}M sparse, ratio {flops['ratio']:.4f}"
+        f"FLOPs: {flops['dense'] / 1e6:,.2f}M dense, {flops['sparse'] / 1e6:,.2f}M sparse, "
+        f"ratio {flops['ratio']:.4f}"
     )
     out.line(
         f"parameters: {parameters['dense']:,} dense, {parameters['stored']:,} stored, "
@@ -108,17 +122,24 @@ def lower(out: Output, data: Mapping[str, Any]) -> None:
 
 def bench(out: Output, data: Mapping[str, Any]) -> None:
     """Shows latencies beside the baseline's."""
-    columns = ("model", "batch", "threads", "p50 ms", "p90 ms", "p99 ms", "std ms", "examples/s")
+    columns = ("model", "batch", "threads", "p50 ms", "p90 ms", "p99 ms", "std ms", "examples/s", "speedup")
     rows = []
     for row in data["results"]:
         latency = row["latency_ms"]
-        cells = (latency["p50"], latency["p90"], latency["p99"], latency["std"], row["throughput"])
+        cells = (
+            latency["p50"],
+            latency["p90"],
+            latency["p99"],
+            latency["std"],
+            row["throughput"],
+            row["speedup"],
+        )
         rows.append((row["model"], row["batch"], row["threads"], *cells))
     out.table("latency", columns, rows)
-    speedups = [(row["batch"], row["threads"], row["speedup"]) for row in data["speedup"]]
-    if speedups:
-        kind = data["baseline"]["kind"]
-        out.table(f"speedup over the {kind} dense model", ("batch", "threads", "speedup"), speedups)
+    if data["speedup"] is None:
+        out.line(f"no speedup: {data['baseline']['reason']}")
+    else:
+        out.line(f"smallest speedup over the {data['baseline']['kind']} dense model: {data['speedup']:.2f}")
     if data.get("max_abs_error") is not None:
         out.line(f"largest absolute error: {data['max_abs_error']:.2e}")
     if data.get("profile"):

@@ -12,6 +12,15 @@ import typer
 
 from sparsify import _views as views
 from sparsify._console import Format, Output, exit_codes
+from sparsify._options import (
+    FactoryOption,
+    FormatOption,
+    InputOption,
+    SeedOption,
+    ThreadsOption,
+    TrustOption,
+    numbers,
+)
 
 app = typer.Typer(
     name="sparsify",
@@ -23,39 +32,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-FormatOption = Annotated[Format, typer.Option("--format", help="Text for people or one JSON object on stdout.")]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-pickle", help="Load files that run code while loading (pickles).")
-]
-FactoryOption = Annotated[
-    str | None,
-    typer.Option("--model", metavar="PKG:FACTORY", help="Callable that builds the model of a state_dict file."),
-]
-InputOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        metavar="SPEC",
-        help="Example input, e.g. 'x:float32[batch,3,224,224]'; named dimensions stay dynamic. Repeatable.",
-    ),
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of weights, masks and data order.")]
-ThreadsOption = Annotated[str, typer.Option("--threads", help="Thread counts, comma-separated.")]
-
-
-def _numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
-    try:
-        values = [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        values = []
-    if not values or any(not value > 0 for value in values):
-        raise typer.BadParameter(f"{text!r} is not a comma-separated list of positive numbers", param_hint=option)
-    return values
-
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)
+    ] = False,
 ) -> None:
     """Sparse models of the same FLOPs: transform, finetune, export, bench."""
     if version:
@@ -67,7 +49,9 @@ def root(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Model: .pt2, pickled module, state_dict, safetensors or .onnx.")],
+    file: Annotated[
+        Path, typer.Argument(help="Model: .pt2, pickled module, state_dict, safetensors or .onnx.")
+    ],
     inputs: InputOption = None,
     trust_pickle: TrustOption = False,
     model: FactoryOption = None,
@@ -80,7 +64,9 @@ def inspect(
     from sparsify import commands
 
     out = Output(output_format)
-    data = commands.inspect(file, inputs=inputs or [], trust_pickle=_consent(trust_pickle, out), factory=model)
+    data = commands.inspect(
+        file, inputs=inputs or [], trust_pickle=_consent(trust_pickle, out), factory=model
+    )
     out.result(data)
     views.inspect(out, data)
 
@@ -100,7 +86,9 @@ def doctor(output_format: FormatOption = Format.text) -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for models and report.")] = Path("demo"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for models and report.")] = Path(
+        "demo"
+    ),
     seed: SeedOption = 0,
     output_format: FormatOption = Format.text,
 ) -> None:
@@ -115,25 +103,41 @@ def demo(
 
 @app.command()
 def transform(
-    model_file: Annotated[Path, typer.Argument(metavar="MODEL", help="Dense model: .pt2, pickle, state_dict.")],
+    model_file: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Dense model: .pt2, pickle, state_dict.")
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Archive to write; not needed with --plan-only.")
     ] = None,
     family: Annotated[str, typer.Option(help="wide: same FLOPs; masked: same shapes.")] = "wide",
-    sparsity: Annotated[float | None, typer.Option(min=0.0, max=0.9999, help="1 − density; 0.75 if not given.")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(min=0.0, max=0.9999, help="1 − density; 0.75 if not given.")
+    ] = None,
     width: Annotated[float | None, typer.Option(help="Width factor k; the density is solved for it.")] = None,
     pattern: Annotated[str, typer.Option(help="What masks look like: unstructured.")] = "unstructured",
-    scope: Annotated[str, typer.Option(help="all: every width; inner: off the residual stream only.")] = "all",
+    scope: Annotated[
+        str, typer.Option(help="all: every width; inner: off the residual stream only.")
+    ] = "all",
     budget: Annotated[str, typer.Option(help="model: whole-model FLOPs; layer: the papers' rule.")] = "model",
     distribution: Annotated[str, typer.Option(help="Densities over layers: uniform.")] = "uniform",
-    init: Annotated[str, typer.Option(help="scratch: new weights; preserve: keep the given ones.")] = "scratch",
+    init: Annotated[
+        str, typer.Option(help="scratch: new weights; preserve: keep the given ones.")
+    ] = "scratch",
     parameterization: Annotated[str, typer.Option(help="supar, mup or sp.")] = "supar",
-    density_exponent: Annotated[float | None, typer.Option(help="γ of SμPar's density ratio; 1 if not given.")] = None,
+    density_exponent: Annotated[
+        float | None, typer.Option(help="γ of SμPar's density ratio; 1 if not given.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Plan JSON to apply instead of making one.")] = None,
-    plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan and stop; -o writes it as JSON.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Print the plan and stop; -o writes it as JSON.")
+    ] = False,
     inputs: InputOption = None,
-    keep_dense: Annotated[list[str] | None, typer.Option(help="Layers to leave dense (pattern). Repeatable.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="The only layers to rewrite (pattern). Repeatable.")] = None,
+    keep_dense: Annotated[
+        list[str] | None, typer.Option(help="Layers to leave dense (pattern). Repeatable.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="The only layers to rewrite (pattern). Repeatable.")
+    ] = None,
     trust_pickle: TrustOption = False,
     model: FactoryOption = None,
     seed: SeedOption = 0,
@@ -146,7 +150,9 @@ def transform(
     from sparsify import commands
 
     if output is None and not plan_only:
-        raise typer.BadParameter("say where the result goes, or ask for the plan with --plan-only", param_hint="-o")
+        raise typer.BadParameter(
+            "say where the result goes, or ask for the plan with --plan-only", param_hint="-o"
+        )
     out = Output(output_format)
     planned = {
         "family": family,
@@ -184,7 +190,8 @@ def finetune(
     data_spec: Annotated[
         str,
         typer.Option(
-            "--data", help="digits, fashion-mnist[:DIR], npz:FILE, text:FILE_OR_DIR or package.module:function."
+            "--data",
+            help="digits, fashion-mnist[:DIR], npz:FILE, text:FILE_OR_DIR or package.module:function.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Archive to write.")],
@@ -249,7 +256,12 @@ def export(
 
     out = Output(output_format)
     data = commands.export(
-        model_file, output, dense=dense, inputs=inputs or [], trust_pickle=_consent(trust_pickle, out), factory=model
+        model_file,
+        output,
+        dense=dense,
+        inputs=inputs or [],
+        trust_pickle=_consent(trust_pickle, out),
+        factory=model,
     )
     out.result(data)
     views.lower(out, data)
@@ -257,7 +269,9 @@ def export(
 
 @app.command()
 def lower(
-    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="Any ONNX file with zeros in its weights.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.onnx", help="Any ONNX file with zeros in its weights.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")],
     tune: Annotated[bool, typer.Option("--tune", help="Decide by measuring on this machine.")] = False,
     layout: Annotated[str | None, typer.Option(help="Force a layout: csr or dense.")] = None,
@@ -299,8 +313,8 @@ def bench(
     data = commands.bench(
         model_file,
         baseline=baseline,
-        batches=_numbers(batch, int, "--batch"),
-        threads=_numbers(threads, int, "--threads"),
+        batches=numbers(batch, int, "--batch"),
+        threads=numbers(threads, int, "--threads"),
         duration=duration,
         warmup=warmup,
         profile=profile,
@@ -312,7 +326,9 @@ def bench(
 
 @app.command(name="bench-layer")
 def bench_layer(
-    linear: Annotated[str | None, typer.Option(metavar="INxOUT", help="A linear layer, e.g. 3072x768.")] = None,
+    linear: Annotated[
+        str | None, typer.Option(metavar="INxOUT", help="A linear layer, e.g. 3072x768.")
+    ] = None,
     conv: Annotated[
         str | None, typer.Option(metavar="CxKxRxS@HxW", help="A convolution, e.g. 64x64x3x3@56x56.")
     ] = None,
@@ -335,9 +351,9 @@ def bench_layer(
     data = commands.bench_layer(
         linear=linear,
         conv=conv,
-        sparsities=_numbers(sparsity, float, "--sparsity"),
+        sparsities=numbers(sparsity, float, "--sparsity"),
         pattern=pattern,
-        batches=_numbers(batch, int, "--batch"),
+        batches=numbers(batch, int, "--batch"),
         threads=threads,
         duration=duration,
     )
@@ -353,7 +369,12 @@ def _consent(trust_pickle: bool, out: Output) -> Any:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: Any = None,
 ) -> None:
     """Shows our own warnings as talk; those of libraries about their own code say nothing to a user."""
     if os.environ.get("SPARSIFY_DEBUG") or "sparsify" in Path(filename).parts:

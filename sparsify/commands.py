@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify import runtime
-from sparsify._console import CheckFailed
+from sparsify._console import CheckFailedError
 from sparsify.errors import InvalidPlanError, UserError
 
 Consent = bool | Callable[[str], bool]
@@ -59,18 +59,20 @@ def traced_from(model: Any, inputs: Sequence[str]) -> Any:
     return api.trace(model, args, kwargs, dynamic_shapes=spec.dynamic_shapes())
 
 
-def inspect(path: Path, *, inputs: Sequence[str], trust_pickle: Consent, factory: str | None) -> dict[str, Any]:
+def inspect(
+    path: Path, *, inputs: Sequence[str], trust_pickle: Consent, factory: str | None
+) -> dict[str, Any]:
     """Describes a model file: an ONNX file's nodes, or a PyTorch model's layers, FLOPs and width groups."""
     if path.suffix in ONNX_SUFFIXES:
         from sparsify.lowering import describe
 
         return describe(path)
-    from sparsify.graph.facts import describe, facts
+    from sparsify.graph import facts as graph_facts
     from sparsify.masks.module import SparseGraphModule
 
     model = load_model(path, trust_pickle=trust_pickle, factory=factory)
     traced = traced_from(model, inputs)
-    found = facts(traced)
+    found = graph_facts.facts(traced)
     plan = model.sparsify.plan if isinstance(model, SparseGraphModule) else None
     sizes = {group.id: group.size for group in found.groups}
     density = {} if plan is None else {layer.fqn: layer.density for layer in plan.layers}
@@ -94,7 +96,7 @@ def inspect(path: Path, *, inputs: Sequence[str], trust_pickle: Consent, factory
         "nonzero": _parameters(model)["nonzero"],
         "flops": dense_flops,
         "layers": layers,
-        "groups": describe(found),
+        "groups": graph_facts.describe(found),
         "refusals": [asdict(refusal) for refusal in (*traced.refusals, *found.refusals)],
     }
 
@@ -234,7 +236,13 @@ def finetune(
 
 
 def export(
-    path: Path, output: Path, *, dense: bool, inputs: Sequence[str], trust_pickle: Consent = False, factory: str | None = None
+    path: Path,
+    output: Path,
+    *,
+    dense: bool,
+    inputs: Sequence[str],
+    trust_pickle: Consent = False,
+    factory: str | None = None,
 ) -> dict[str, Any]:
     """Exports a model file to ONNX."""
     from sparsify import api
@@ -280,14 +288,17 @@ def require_speedup(data: Mapping[str, Any], least: float | None) -> None:
     """Checks the speedups of a bench result.
 
     Raises:
-        CheckFailed: Some setting's speedup is below `least`.
+        CheckFailedError: Some setting's speedup is below `least`.
     """
     if least is None:
         return
-    below = [row for row in data["speedup"] if row["speedup"] < least]
-    if below:
-        worst = min(below, key=lambda row: row["speedup"])
-        raise CheckFailed(
+    rows = [row for row in data["results"] if row["model"] == "model"]
+    if data["speedup"] is None:
+        reason = data["baseline"].get("reason", "there is no baseline")
+        raise CheckFailedError(f"a speedup of {least:g} is required, and none was measured: {reason}")
+    if data["speedup"] < least:
+        worst = min(rows, key=lambda row: row["speedup"])
+        raise CheckFailedError(
             f"speedup {worst['speedup']:.2f} at batch {worst['batch']}, {worst['threads']} threads "
             f"is below the required {least:g}"
         )

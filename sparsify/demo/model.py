@@ -32,7 +32,8 @@ class ResidualBlock(nn.Module):
         """Maps [N, c_in, H, W] to [N, c_out, H/stride, W/stride]."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu(out + self.shortcut(x))
+        result: torch.Tensor = self.relu(out + self.shortcut(x))
+        return result
 
 
 class DigitsCNN(nn.Module):
@@ -55,4 +56,5 @@ class DigitsCNN(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps [N, 1, 8, 8] to logits [N, 10]."""
         out = self.block3(self.block2(self.block1(self.stem(x))))
-        return self.fc(self.pool(out).flatten(1))
+        logits: torch.Tensor = self.fc(self.pool(out).flatten(1))
+        return logits

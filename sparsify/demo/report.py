@@ -19,23 +19,26 @@ PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>sparsify demo</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222 }}
 h1 {{ font-size: 1.6rem }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem }}
-table {{ border-collapse: collapse; width: 100% }} th, td {{ padding: .35rem .7rem; border-bottom: 1px solid #ddd }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ padding: .35rem .7rem; border-bottom: 1px solid #ddd }}
 td, th:not(:first-child) {{ text-align: right }} th {{ text-align: left; font-weight: 600 }}
 td:first-child {{ text-align: left }} pre {{ background: #f5f5f3; padding: 1rem; overflow-x: auto }}
 img {{ max-width: 100% }} .note {{ color: #555 }}
 </style>
 <h1>The same FLOPs, spent sparsely</h1>
-<p>A residual CNN for scikit-learn's digits was trained for {steps} steps three times: as it is, as a Sparse-Wide
-model of the same FLOPs (RigL masks, SμPar learning rates), and as a dense model of the wide shape, which costs
-{cost:.1f}× the FLOPs and shows what there is to gain. All use the hyper-parameters of the dense model.</p>
+<p>A residual CNN for scikit-learn's digits was trained for {steps} steps three times: as it is, as a
+Sparse-Wide model of the same FLOPs (RigL masks, SμPar learning rates), and as a dense model of the wide
+shape, which costs {cost:.1f}× the FLOPs and shows what there is to gain. All use the dense hyper-
+parameters. Digits are easy: differences within the standard errors are chance.</p>
 {table}
 <p class="note">{environment}</p>
 <h2>Accuracy while training</h2><img alt="test accuracy against steps" src="{accuracy}">
 <h2>Latency in ONNX Runtime, one thread</h2><img alt="latency by batch size" src="{latency}">
-<p class="note">Bars are medians, whiskers reach the 90th percentile; each model was timed beside the dense one in
-the same process, in alternating blocks of calls.</p>
+<p class="note">Bars are medians, whiskers reach the 90th percentile; each model was timed beside the
+dense one in the same process, in alternating blocks of calls.</p>
 <h2>What became of every layer</h2>{layers}
 <h2>What became of every node</h2>{nodes}
 <h2>Do it again, on a model of your own</h2><pre>{commands}</pre>
@@ -108,7 +111,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _accuracy_plot(columns: Mapping[str, Any]) -> str:
     figure, axes = _figure()
     for name, label in COLUMNS.items():
-        steps, values = read_curve(Path(columns[name]["checkpoints"]) / "log.csv", "accuracy")
+        steps, values = read_curve(Path(columns[name]["checkpoints"]) / "log.csv", "test_accuracy")
         axes.plot(steps, values, color=COLORS[name], label=label, linewidth=1.8)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("test accuracy")
@@ -123,7 +126,7 @@ def read_curve(path: Path, key: str) -> tuple[list[int], list[float]]:
         Steps and values of the rows in which the quantity was measured.
     """
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(key)]
+        rows = [row for row in csv.DictReader(file) if row[key]]
     return [int(row["step"]) for row in rows], [float(row[key]) for row in rows]
 
 

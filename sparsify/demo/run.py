@@ -1,4 +1,4 @@
-"""Runs the main job on scikit-learn's digits: dense, sparse of the same FLOPs, and dense of the wide shape."""
+"""Runs the main job on scikit-learn's digits: dense, sparse of the same FLOPs, dense of the wide shape."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run_demo(
         say: Receives what is going on, line by line.
 
     Returns:
-        `flops_ratio`, `accuracy`, `max_abs_error`, `latency_ms`, `files`, and one entry a column of the table.
+        `flops_ratio`, `accuracy`, `max_abs_error`, `latency_ms`, `files`, and an entry a column of the table.
 
     Raises:
         SparsifyError: Whatever a stage raises.
@@ -121,7 +121,9 @@ def _finetune(
 
 
 def _transform(journal: Journal, seed: int) -> dict[str, Any]:
-    journal.note("transform", "model.pt", "-o", "sparse.pt2", "--sparsity", str(SPARSITY), "--seed", str(seed))
+    journal.note(
+        "transform", "model.pt", "-o", "sparse.pt2", "--sparsity", str(SPARSITY), "--seed", str(seed)
+    )
     return commands.transform(
         journal.folder / "model.pt",
         journal.folder / "sparse.pt2",

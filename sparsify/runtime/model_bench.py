@@ -31,6 +31,7 @@ class _Baseline:
     file: str | None
     session_path: Path | None
     reason: str | None = None
+    comparable: bool = False
 
     def to_json(self) -> dict[str, Any]:
         described: dict[str, Any] = {"kind": self.kind, "file": self.file}
@@ -66,9 +67,10 @@ def bench(
 
     Returns:
         `environment`, `baseline{kind, file}` (kind `original`, `zero-filled` or `none`),
-        `results[{model, batch, threads, latency_ms, throughput}]` where `model` is "model" or "baseline" and
-        throughput is examples a second, `speedup[{batch, threads, speedup}]` (ratio of medians),
-        `max_abs_error` (zero-filled baselines only, else None), and `profile` when asked.
+        `results[{model, batch, threads, latency_ms, throughput, speedup}]` where `model` is "model" or
+        "baseline", throughput is examples a second and speedup the baseline's median over this one's (None
+        without a baseline), `speedup` (the smallest of the model's, else None), `max_abs_error` (None where
+        outputs differ by design: a wide model beside its dense original), and `profile` when asked.
 
     Raises:
         UserError: A file is missing or does not fit, or a batch size or thread count is not positive.
@@ -88,7 +90,7 @@ def bench(
             for batch in batches:
                 feeds = make_feeds(graph, batch, sizes=sizes)
                 outputs = {name: session.run(feeds) for name, session in sessions.items()}
-                if reference.kind == "zero-filled":
+                if reference.comparable:
                     errors.append(_max_abs_error(outputs["model"], outputs["baseline"]))
                 rows.extend(_time(sessions, feeds, batch, count, duration, warmup))
         profiles = _profile(path, make_feeds(graph, batches[0], sizes=sizes), threads[0]) if profile else None
@@ -96,7 +98,9 @@ def bench(
         "environment": environment(),
         "baseline": reference.to_json(),
         "results": rows,
-        "speedup": _speedups(rows),
+        "speedup": min(
+            (row["speedup"] for row in rows if row["speedup"] and row["model"] == "model"), default=None
+        ),
         "max_abs_error": max(errors, default=None),
     }
     return report if profiles is None else report | {"profile": profiles}
@@ -121,7 +125,7 @@ def _find_baseline(path: Path, graph: onnx.ModelProto, given: str | Path | None)
     family = metadata.get(FAMILY_KEY, "")
     if given is not None:
         original = _existing(given)
-        yield _Baseline("original", str(given), original)
+        yield _Baseline("original", str(given), original, comparable=family in _SAME_SHAPE_FAMILIES)
     elif family not in _SAME_SHAPE_FAMILIES:
         reason = f"a {family} model compares with the original dense model only: give it as baseline"
         yield _Baseline("none", None, None, reason)
@@ -132,7 +136,7 @@ def _find_baseline(path: Path, graph: onnx.ModelProto, given: str | Path | None)
             twin = zero_filled(_load(path, weights=True))
             file = Path(folder) / "zero-filled.onnx"
             onnx.save(twin, file, save_as_external_data=twin.ByteSize() > _EXTERNAL_DATA_FROM)
-            yield _Baseline("zero-filled", None, file)
+            yield _Baseline("zero-filled", None, file, comparable=True)
 
 
 def _time(
@@ -144,7 +148,8 @@ def _time(
     warmup: int,
 ) -> list[dict[str, Any]]:
     calls = [lambda raw=session.raw: raw.run(None, feeds) for session in sessions.values()]
-    timings = interleave(calls, seconds=duration, warmup=warmup)
+    timings = dict(zip(sessions, interleave(calls, seconds=duration, warmup=warmup), strict=True))
+    base = timings.get("baseline")
     return [
         {
             "model": name,
@@ -152,21 +157,23 @@ def _time(
             "threads": threads,
             "latency_ms": timing.latency_ms(),
             "throughput": batch / timing.median,
+            "speedup": None if base is None else base.median / timing.median,
         }
-        for name, timing in zip(sessions, timings, strict=True)
-    ]
-
-
-def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    medians = {(row["model"], row["batch"], row["threads"]): row["latency_ms"]["p50"] for row in rows}
-    return [
-        {"batch": batch, "threads": threads, "speedup": median / medians["model", batch, threads]}
-        for (name, batch, threads), median in medians.items()
-        if name == "baseline"
+        for name, timing in timings.items()
     ]
 
 
 def _max_abs_error(got: Mapping[str, Array], want: Mapping[str, Array]) -> float:
+    """Compares outputs by name.
+
+    Raises:
+        UserError: The two models' outputs have other names or shapes.
+    """
+    for name, value in want.items():
+        if name not in got or got[name].shape != value.shape:
+            raise UserError(
+                f"the baseline's output {name!r} of shape {value.shape} is none of the model's outputs"
+            )
     return max(float(np.abs(got[name] - value).max(initial=0)) for name, value in want.items())
 
 

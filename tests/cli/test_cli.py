@@ -91,6 +91,8 @@ def test_train_export_and_bench(run, model_file, tmp_path):
     assert {(row["batch"], row["threads"]) for row in data["results"]} == {(1, 1), (3, 1)}
     assert data["baseline"] == {"kind": "original", "file": str(dense)}
     run(*timing, "--require-speedup", "1000", code=3)
+    alone = run("bench", onnx, "--duration", "0.1", "--require-speedup", "0.001", code=3)
+    assert "--baseline" in alone.err or "baseline" in alone.err
 
 
 def test_inspect_describes_both_kinds_of_file(run, model_file, tmp_path):
@@ -127,10 +129,14 @@ def test_a_pickle_is_not_loaded_without_consent(run, tmp_path):
 
 def test_a_pickle_needs_its_inputs_described(run, tmp_path):
     path = tmp_path / "model.pt"
-    torch.save(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)), path)
+    torch.save(
+        nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)), path
+    )
     words = ("transform", path, "-o", tmp_path / "o.pt2", "--trust-pickle", "--format", "json")
     assert "--input" in run(*words, code=1).err
-    assert as_json(run(*words, "--input", "input:float32[batch,8]"))["flops"]["ratio"] == pytest.approx(1, abs=1e-3)
+    assert as_json(run(*words, "--input", "input:float32[batch,8]"))["flops"]["ratio"] == pytest.approx(
+        1, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(

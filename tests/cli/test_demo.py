@@ -19,4 +19,6 @@ def test_the_demonstration_runs_and_reports(tmp_path):
     assert json.loads(Path(data["files"]["summary"]).read_text())["latency_ms"]["sparse"] > 0
     page = Path(data["files"]["report"]).read_text()
     assert page.count("data:image/png;base64,") == 2 and "http" not in page
-    assert all(command.split()[0] == "sparsify" for command in data["commands"]) and len(data["commands"]) == 9
+    assert (
+        all(command.split()[0] == "sparsify" for command in data["commands"]) and len(data["commands"]) == 9
+    )

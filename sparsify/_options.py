@@ -1,0 +1,49 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sparsify._console import Format
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="Text for people or one JSON object on stdout.")
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-pickle", help="Load files that run code while loading (pickles).")
+]
+FactoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="PKG:FACTORY", help="Callable that builds the model of a state_dict file."
+    ),
+]
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SPEC",
+        help="Example input, e.g. 'x:float32[batch,3,224,224]'; named dimensions stay dynamic. Repeatable.",
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of weights, masks and data order.")]
+ThreadsOption = Annotated[str, typer.Option("--threads", help="Thread counts, comma-separated.")]
+
+
+def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
+    """Reads a comma-separated list of positive numbers.
+
+    Raises:
+        BadParameter: The text is not such a list.
+    """
+    try:
+        values = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        values = []
+    if not values or any(not value > 0 for value in values):
+        raise typer.BadParameter(
+            f"{text!r} is not a comma-separated list of positive numbers", param_hint=option
+        )
+    return values

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import onnxruntime
@@ -102,19 +102,42 @@ class Session:
         self.inputs = tuple(map(_value, self.raw.get_inputs()))
         self.outputs = tuple(map(_value, self.raw.get_outputs()))
 
-    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    @overload
+    def run(self, feeds: Mapping[str, Any], /) -> dict[str, Array]: ...
+    @overload
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], /) -> list[Array]: ...
+    def run(
+        self, first: Mapping[str, Any] | Sequence[str] | None, input_feed: Mapping[str, Any] | None = None, /
+    ) -> dict[str, Array] | list[Array]:
         """Runs the model once; several threads may do so at the same time.
 
+        Called as `run(feeds)`, or as ONNX Runtime's own session is: `run(output_names, feeds)`, None for all.
+
         Args:
-            feeds: An array for every input.
-            outputs: Names of the outputs to compute; None computes all.
+            first: An array for every input, or the names of the outputs to compute.
+            input_feed: An array for every input, in the second form.
 
         Returns:
-            The outputs by name, in the model's order or the order asked for.
+            The outputs by name in the first form; a list, in the order asked for, in the second.
 
         Raises:
             UserError: An input is missing, unknown, or of a wrong type or shape, or the model fails on it.
         """
+        if isinstance(first, Mapping):
+            return self._run(first, None)
+        if input_feed is None:
+            raise UserError("run takes feeds, or output names (None for all) and feeds")
+        return list(self._run(input_feed, first).values())
+
+    def get_inputs(self) -> list[Any]:
+        """Inputs as ONNX Runtime describes them."""
+        return list(self.raw.get_inputs())
+
+    def get_outputs(self) -> list[Any]:
+        """Outputs as ONNX Runtime describes them."""
+        return list(self.raw.get_outputs())
+
+    def _run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None) -> dict[str, Array]:
         arrays = self._check_feeds(feeds)
         names = [value.name for value in self.outputs]
         unknown = [name for name in outputs or () if name not in names]

@@ -168,8 +168,12 @@ def test_wrong_inputs_are_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"shape \[1, 25\]"):
         session.run({"x": values((1, 25))})
     with pytest.raises(UserError, match="no output 'q'"):
-        session.run({"x": values((1, 24))}, ["q"])
-    assert list(session.run({"x": values((1, 24))}, ["y"])) == ["y"]
+        session.run(["q"], {"x": values((1, 24))})
+    feeds = {"x": values((1, 24))}
+    (listed,) = session.run(["y"], feeds)
+    assert np.array_equal(listed, session.run(feeds)["y"])
+    assert np.array_equal(listed, session.run(None, feeds)[0])
+    assert [value.name for value in session.get_inputs()] == ["x"]
 
 
 def test_what_cannot_be_opened_says_why(tmp_path: Path):

@@ -17,4 +17,10 @@
 #define SPARSIFY_OPAQUE(pointer) (void)(pointer)
 #endif
 
+#if defined(__GNUC__)
+#define SPARSIFY_PREFETCH(pointer) __builtin_prefetch((pointer), 0, 3)
+#else
+#define SPARSIFY_PREFETCH(pointer) (void)(pointer)
+#endif
+
 #endif  // SPARSIFY_KERNELS_CSR_COMPILER_H_

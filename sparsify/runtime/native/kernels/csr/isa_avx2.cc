@@ -20,17 +20,21 @@ struct V {
   static Register Load(const float* p) { return _mm256_load_ps(p); }
   static Register LoadAny(const float* p) { return _mm256_loadu_ps(p); }
   static void Store(float* p, Register v) { _mm256_store_ps(p, v); }
-  static __m256i First(int64_t n) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirst + 8 - n));
+  using Mask = __m256i;
+  static Mask First(int64_t n) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirst + 8 - (n < 8 ? n : 8)));
   }
+  static Register LoadMasked(const float* p, Mask m) { return _mm256_maskload_ps(p, m); }
+  static void StoreMasked(float* p, Mask m, Register v) { _mm256_maskstore_ps(p, m, v); }
+  static void StoreAny(float* p, Register v) { _mm256_storeu_ps(p, v); }
   static Register LoadFirst(const float* p, int64_t n) {
-    return n >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, First(n));
+    return n >= 8 ? LoadAny(p) : LoadMasked(p, First(n));
   }
   static void StoreFirst(float* p, int64_t n, Register v) {
     if (n >= 8) {
-      _mm256_storeu_ps(p, v);
+      StoreAny(p, v);
     } else {
-      _mm256_maskstore_ps(p, First(n), v);
+      StoreMasked(p, First(n), v);
     }
   }
   static Register Add(Register a, Register b) { return _mm256_add_ps(a, b); }

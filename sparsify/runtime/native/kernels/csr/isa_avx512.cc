@@ -24,11 +24,13 @@ struct V {
   static Register Load(const float* p) { return _mm512_load_ps(p); }
   static Register LoadAny(const float* p) { return _mm512_loadu_ps(p); }
   static void Store(float* p, Register v) { _mm512_store_ps(p, v); }
-  static __mmask16 First(int64_t n) {
-    return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1);
-  }
-  static Register LoadFirst(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(First(n), p); }
-  static void StoreFirst(float* p, int64_t n, Register v) { _mm512_mask_storeu_ps(p, First(n), v); }
+  using Mask = __mmask16;
+  static Mask First(int64_t n) { return static_cast<Mask>(n >= 16 ? 0xffff : (1u << n) - 1); }
+  static Register LoadMasked(const float* p, Mask m) { return _mm512_maskz_loadu_ps(m, p); }
+  static void StoreMasked(float* p, Mask m, Register v) { _mm512_mask_storeu_ps(p, m, v); }
+  static void StoreAny(float* p, Register v) { _mm512_storeu_ps(p, v); }
+  static Register LoadFirst(const float* p, int64_t n) { return LoadMasked(p, First(n)); }
+  static void StoreFirst(float* p, int64_t n, Register v) { StoreMasked(p, First(n), v); }
   static Register Add(Register a, Register b) { return _mm512_add_ps(a, b); }
   static Register Mul(Register a, Register b) { return _mm512_mul_ps(a, b); }
   static Register Div(Register a, Register b) { return _mm512_div_ps(a, b); }

@@ -160,6 +160,9 @@ typename V::Register Activate(typename V::Register x) {
       return function<Activation::kNone>(__VA_ARGS__);     \
   }
 
+// Rows of y lie a plane apart, where no prefetcher looks: ask for those that come soon.
+constexpr int64_t kStoreAhead = 8;
+
 // Masked registers serve the ends: V::LoadFirst(p, n) and V::StoreFirst(p, n, v) touch n floats only.
 template <class V, Activation A>
 void StorePixels(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
@@ -171,6 +174,10 @@ void StorePixels(const float* panel, int64_t first, int64_t last, const OutputRu
     for (size_t k = 0; k < run_count; ++k) {
       const OutputRun& run = runs[k];
       const int64_t target = run.target + row * plane;
+      if (row + kStoreAhead < last) {
+        const float* ahead = y + target + kStoreAhead * plane;
+        for (int64_t i = 0; i < run.length; i += kGroup) SPARSIFY_PREFETCH(ahead + i);
+      }
       for (int64_t i = 0; i < run.length; i += V::kWidth) {
         const int64_t left = run.length - i;
         typename V::Register v = V::Add(V::LoadFirst(source + run.column + i, left), bias);
@@ -185,12 +192,18 @@ template <class V>
 void PackPixels(const float* x, const int64_t* offsets, int64_t depth, const PixelRun* runs, size_t run_count,
                 float* tile, int groups) {
   const int64_t stride = kSpacing[groups];
-  for (int64_t k = 0; k < depth; ++k) {
-    for (size_t j = 0; j < run_count; ++j) {
-      const float* source = x + offsets[k] + runs[j].source;
-      float* target = tile + k * stride + runs[j].column;
-      for (int64_t i = 0; i < runs[j].length; i += V::kWidth) {
-        V::StoreFirst(target + i, runs[j].length - i, V::LoadFirst(source + i, runs[j].length - i));
+  for (size_t j = 0; j < run_count; ++j) {
+    for (int64_t i = 0; i < runs[j].length; i += V::kWidth) {
+      const float* source = x + runs[j].source + i;
+      float* target = tile + runs[j].column + i;
+      const int64_t left = runs[j].length - i;
+      if (left >= V::kWidth) {
+        for (int64_t k = 0; k < depth; ++k) V::StoreAny(target + k * stride, V::LoadAny(source + offsets[k]));
+      } else {
+        const typename V::Mask mask = V::First(left);
+        for (int64_t k = 0; k < depth; ++k) {
+          V::StoreMasked(target + k * stride, mask, V::LoadMasked(source + offsets[k], mask));
+        }
       }
     }
   }

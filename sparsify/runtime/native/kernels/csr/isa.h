@@ -108,7 +108,7 @@ struct Isa {
                      const Epilogue& epilogue, float* y, int64_t stride, int groups);
   void (*store_pixels)(const float* panel, int64_t first, int64_t last, const OutputRun* runs,
                        size_t run_count, const Epilogue& epilogue, float* y, int64_t plane, int groups);
-  // Few rows of X without a panel. At most one of the two is there; `few_rows` is its limit.
+  // Up to `few_rows` rows of X without a panel: one of the two is there, or the limit is 0.
   int64_t few_rows;
   void (*slots)(const SlotGroup& group, const RowMajor& operand, int64_t first, int64_t last,
                 const Epilogue& epilogue);

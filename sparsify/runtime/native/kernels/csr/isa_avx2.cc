@@ -1,4 +1,5 @@
-// AVX2 with FMA: panels of 8-float registers; gathered dot products for few rows.
+// AVX2 with FMA: panels of 8-float registers, for few rows too: gathered loads are slower than the columns
+// that a narrow panel wastes.
 #include <immintrin.h>
 
 #include "compiler.h"
@@ -53,11 +54,6 @@ struct V {
     const __m256i bits =
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(a, _mm256_castsi256_ps(bits));
-  }
-  static float Sum(Register a) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
   }
 };
 
@@ -146,54 +142,10 @@ void StorePixelsBy(const float* panel, int64_t first, int64_t last, const Output
                          plane, groups)
 }
 
-inline __m256i Columns(const CsrRows& matrix, int64_t i) {
-  if (matrix.narrow == nullptr) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(matrix.wide + i));
-  }
-  return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(matrix.narrow + i)));
-}
-
-float DotRow(const CsrRows& matrix, const float* x, int64_t first, int64_t last) {
-  __m256 a = V::Zero(), b = V::Zero();
-  int64_t i = first;
-  for (; i + 16 <= last; i += 16) {
-    a = V::MulAdd(V::LoadAny(matrix.values + i), _mm256_i32gather_ps(x, Columns(matrix, i), 4), a);
-    b = V::MulAdd(V::LoadAny(matrix.values + i + 8), _mm256_i32gather_ps(x, Columns(matrix, i + 8), 4), b);
-  }
-  for (; i + 8 <= last; i += 8) {
-    a = V::MulAdd(V::LoadAny(matrix.values + i), _mm256_i32gather_ps(x, Columns(matrix, i), 4), a);
-  }
-  float sum = V::Sum(V::Add(a, b));
-  for (; i < last; ++i) {
-    sum += matrix.values[i] * x[matrix.narrow != nullptr ? matrix.narrow[i] : matrix.wide[i]];
-  }
-  return sum;
-}
-
-template <Activation A>
-void DotOf(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
-           const Epilogue& epilogue) {
-  for (int64_t row = first; row < last; ++row) {
-    for (int64_t b = 0; b < operand.rows; ++b) {
-      const int64_t target = b * operand.y_stride + row;
-      float sum =
-          DotRow(matrix, operand.x + b * operand.x_stride, matrix.pointers[row], matrix.pointers[row + 1]);
-      if (epilogue.bias != nullptr) sum += epilogue.bias[row];
-      if (epilogue.residual != nullptr) sum += epilogue.residual[target];
-      operand.y[target] = _mm256_cvtss_f32(Activate<V, A>(V::Set(sum)));
-    }
-  }
-}
-
-void Dot(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
-         const Epilogue& epilogue) {
-  SPARSIFY_BY_ACTIVATION(epilogue.activation, DotOf, matrix, operand, first, last, epilogue)
-}
-
 }  // namespace
 
 const Isa isa_avx2 = {"avx2", &Multiply<V>, &PackRows, &PackPixels<V>, &StoreRowsBy, &StorePixelsBy,
-                      3,      nullptr,      &Dot};
+                      0,      nullptr,      nullptr};
 
 }  // namespace csr
 }  // namespace sparsify

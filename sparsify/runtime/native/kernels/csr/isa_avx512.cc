@@ -41,7 +41,6 @@ struct V {
   static Register Abs(Register a) { return _mm512_abs_ps(a); }
   static Register Round(Register a) { return _mm512_roundscale_ps(a, 0); }
   static Register Scale(Register a, Register n) { return _mm512_scalef_ps(a, n); }
-  static float Sum(Register a) { return _mm512_reduce_add_ps(a); }
 };
 
 #include "panel_body.h"

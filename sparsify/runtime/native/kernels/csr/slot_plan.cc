@@ -44,6 +44,66 @@ struct Record {
   uint32_t indices[kLanes];
 };
 
+// Sixteen rows before they are written out.
+struct LaneGroup {
+  std::vector<Record> records;
+  std::vector<Nonzero> rest[kLanes];
+};
+
+// Gives the non-zeros of one block their slots, or a place in the rest.
+void AddBlock(uint32_t first_input, const std::vector<Nonzero>& members, uint32_t slots, LaneGroup* group) {
+  const size_t first = group->records.size();
+  for (uint32_t left = slots; left > 0; left -= group->records.back().slots) {
+    Record record = {};
+    record.block = first_input;
+    record.slots = std::min<uint32_t>(left, kMaxSlots);
+    group->records.push_back(record);
+  }
+  uint32_t used[kLanes] = {};
+  for (const Nonzero& nonzero : members) {
+    const uint32_t slot = used[nonzero.lane]++;
+    if (slot >= slots) {
+      group->rest[nonzero.lane].push_back(nonzero);
+      continue;
+    }
+    Record& record = group->records[first + slot / kMaxSlots];
+    const uint32_t place = slot % kMaxSlots;
+    record.values[place][nonzero.lane] = nonzero.value;
+    record.masks[place] = static_cast<uint16_t>(record.masks[place] | 1u << nonzero.lane);
+    record.indices[nonzero.lane] |= (nonzero.input - first_input) << (5 * place);
+  }
+}
+
+LaneGroup GatherLanes(const Matrix& matrix, int64_t first_row) {
+  const int64_t lanes = std::min<int64_t>(kLanes, matrix.rows - first_row);
+  LaneGroup group;
+  int64_t at[kLanes];
+  for (int64_t lane = 0; lane < lanes; ++lane) at[lane] = matrix.pointers[first_row + lane];
+  for (int64_t input = 0; input < matrix.columns; input += kBlock) {
+    std::vector<Nonzero> members;
+    uint32_t counts[kLanes] = {};
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t end = matrix.pointers[first_row + lane + 1];
+      for (; at[lane] < end && matrix.Column(at[lane]) < input + kBlock; ++at[lane]) {
+        members.push_back({static_cast<uint32_t>(lane), static_cast<uint32_t>(matrix.Column(at[lane])),
+                           matrix.values[at[lane]]});
+        ++counts[lane];
+      }
+    }
+    const bool whole = input + kBlock <= matrix.columns;
+    AddBlock(static_cast<uint32_t>(input), members, whole ? BestSlots(counts) : 0, &group);
+  }
+  std::stable_sort(group.records.begin(), group.records.end(),
+                   [](const Record& a, const Record& b) { return a.slots < b.slots; });
+  return group;
+}
+
+float AsFloat(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 void CopyTo(const std::vector<float>& from, AlignedBuffer* to) {
   *to = AlignedBuffer(from.size() * sizeof(float));
   if (!from.empty()) std::memcpy(to->as<float>(), from.data(), from.size() * sizeof(float));
@@ -58,8 +118,8 @@ struct SlotPlan::Draft {
 SlotPlan::SlotPlan(const Matrix& matrix) {
   Draft draft;
   totals_.push_back(0);
-  for (int64_t group = 0; group * kLanes < matrix.rows; ++group) {
-    DraftGroup(matrix, group, &draft);
+  for (int64_t row = 0; row < matrix.rows; row += kLanes) {
+    DraftGroup(matrix, row, &draft);
     totals_.push_back(static_cast<int64_t>(
         sizeof(float) * (draft.stream.size() + draft.rest_values.size() + draft.rest_inputs.size())));
   }
@@ -69,76 +129,31 @@ SlotPlan::SlotPlan(const Matrix& matrix) {
   CopyTo(draft.rest_inputs, &rest_inputs_);
 }
 
-void SlotPlan::DraftGroup(const Matrix& matrix, int64_t group, Draft* draft) {
-  const int64_t lanes = std::min<int64_t>(kLanes, matrix.rows - group * kLanes);
-  const int64_t whole_blocks = matrix.columns / kBlock;
-  std::vector<Record> records;
-  std::vector<std::vector<Nonzero>> rest(kLanes);
-  int64_t at[kLanes];
-  for (int64_t lane = 0; lane < lanes; ++lane) at[lane] = matrix.pointers[group * kLanes + lane];
-
-  for (int64_t block = 0; block * kBlock < matrix.columns; ++block) {
-    std::vector<Nonzero> members;
-    uint32_t counts[kLanes] = {};
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const int64_t end = matrix.pointers[group * kLanes + lane + 1];
-      for (; at[lane] < end && matrix.Column(at[lane]) < (block + 1) * kBlock; ++at[lane]) {
-        members.push_back({static_cast<uint32_t>(lane), static_cast<uint32_t>(matrix.Column(at[lane])),
-                           matrix.values[at[lane]]});
-        ++counts[lane];
-      }
-    }
-    const uint32_t slots = block < whole_blocks ? BestSlots(counts) : 0;
-    const size_t first = records.size();
-    for (uint32_t left = slots; left > 0; left -= records.back().slots) {
-      Record record = {};
-      record.block = static_cast<uint32_t>(block * kBlock);
-      record.slots = std::min<uint32_t>(left, kMaxSlots);
-      records.push_back(record);
-    }
-    uint32_t used[kLanes] = {};
-    for (const Nonzero& nonzero : members) {
-      const uint32_t slot = used[nonzero.lane]++;
-      if (slot >= slots) {
-        rest[nonzero.lane].push_back(nonzero);
-        continue;
-      }
-      Record& record = records[first + slot / kMaxSlots];
-      record.values[slot % kMaxSlots][nonzero.lane] = nonzero.value;
-      record.masks[slot % kMaxSlots] |= static_cast<uint16_t>(1u << nonzero.lane);
-      record.indices[nonzero.lane] |= (nonzero.input - record.block) << (5 * (slot % kMaxSlots));
-    }
-  }
-
-  std::stable_sort(records.begin(), records.end(),
-                   [](const Record& a, const Record& b) { return a.slots < b.slots; });
+void SlotPlan::DraftGroup(const Matrix& matrix, int64_t first_row, Draft* draft) {
+  const LaneGroup group = GatherLanes(matrix, first_row);
   Begin begin = {
       draft->stream.size(), masks_.size(), blocks_.size(), classes_.size(), 0, draft->rest_values.size(), 0};
-  for (const Record& record : records) {
+  for (const Record& record : group.records) {
     if (begin.class_count == 0 || classes_.back().slots != record.slots) {
       classes_.push_back({record.slots, 0});
       ++begin.class_count;
     }
     ++classes_.back().blocks;
     blocks_.push_back(record.block);
-    float bits[kLanes];
-    std::memcpy(bits, record.indices, sizeof(bits));
-    draft->stream.insert(draft->stream.end(), bits, bits + kLanes);
     masks_.insert(masks_.end(), record.masks, record.masks + record.slots);
+    for (const uint32_t index : record.indices) draft->stream.push_back(AsFloat(index));
     for (uint32_t slot = 0; slot < record.slots; ++slot) {
       for (int lane = 0; lane < kLanes; ++lane) {
         if ((record.masks[slot] >> lane & 1) != 0) draft->stream.push_back(record.values[slot][lane]);
       }
     }
   }
-  for (const auto& lane : rest) begin.rest_count = std::max(begin.rest_count, lane.size());
+  for (const auto& lane : group.rest) begin.rest_count = std::max(begin.rest_count, lane.size());
   for (size_t i = 0; i < begin.rest_count; ++i) {
-    for (const auto& lane : rest) {
+    for (const auto& lane : group.rest) {
       const Nonzero nonzero = i < lane.size() ? lane[i] : Nonzero{0, 0, 0.0f};
-      float bits;
-      std::memcpy(&bits, &nonzero.input, sizeof(bits));
       draft->rest_values.push_back(nonzero.value);
-      draft->rest_inputs.push_back(bits);
+      draft->rest_inputs.push_back(AsFloat(nonzero.input));
     }
   }
   begins_.push_back(begin);

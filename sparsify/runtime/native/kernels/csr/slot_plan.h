@@ -30,7 +30,7 @@ class SlotPlan {
     size_t stream, mask, block, slot_class, class_count, rest, rest_count;
   };
   struct Draft;
-  void DraftGroup(const Matrix& matrix, int64_t group, Draft* draft);
+  void DraftGroup(const Matrix& matrix, int64_t first_row, Draft* draft);
 
   AlignedBuffer stream_;
   AlignedBuffer rest_values_;

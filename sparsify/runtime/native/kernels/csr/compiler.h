@@ -10,11 +10,11 @@
 #define SPARSIFY_UNROLL
 #endif
 
-// Hides how a pointer was computed, so that the compiler keeps it in one register.
+// Hides where a value came from, so that the compiler keeps it in one register.
 #if defined(__GNUC__)
-#define SPARSIFY_OPAQUE(pointer) __asm__("" : "+r"(pointer))
+#define SPARSIFY_OPAQUE(value) __asm__("" : "+r"(value))
 #else
-#define SPARSIFY_OPAQUE(pointer) (void)(pointer)
+#define SPARSIFY_OPAQUE(value) (void)(value)
 #endif
 
 #if defined(__GNUC__)

@@ -1,6 +1,7 @@
 // AVX2 with FMA: panels of 8-float registers, for few rows too: gathered loads are slower than the columns
 // that a narrow panel wastes.
 #include <immintrin.h>
+#include <string.h>
 
 #include "compiler.h"
 #include "isa.h"

@@ -1,5 +1,6 @@
 // AVX-512 (F, BW, DQ, VL): panels of 16-float registers, and permutes in registers for few rows.
 #include <immintrin.h>
+#include <string.h>
 
 #include "compiler.h"
 #include "isa.h"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import UserError
-from sparsify.masks import attach_hooks, verify_masks
+from sparsify.graph.train_mode import RULE
+from sparsify.masks import SparseGraphModule, attach_hooks, verify_masks
 from sparsify.train import checkpoint, objective
 from sparsify.train.data import Batch, Data
 from sparsify.train.history import History, Row, plot
@@ -23,6 +24,16 @@ from sparsify.train.schedule import cosine
 
 _LOGGED_ROWS = 200
 _METRIC = {"classification": "accuracy", "language": "bits_per_byte", "regression": "loss"}
+
+
+def _check_training_mode(model: nn.Module) -> None:
+    plan = model.sparsify.plan if isinstance(model, SparseGraphModule) else None
+    refused = [refusal for refusal in plan.refusals if refusal.rule == RULE] if plan is not None else []
+    if refused:
+        raise UserError(
+            f"'{refused[0].fqn}' does not train as it did in the user's model: {refused[0].reason}; "
+            f"{len(refused) - 1} more such; replace them before the transform"
+        )
 
 
 class TrainingDivergedError(UserError):
@@ -43,6 +54,7 @@ class Run:
     def __init__(
         self, model: nn.Module, data: Data, options: Resolved, output: Path | None, device: torch.device
     ) -> None:
+        _check_training_mode(model)
         torch.manual_seed(options.seed)
         self.model = model.to(device)
         attach_hooks(model)

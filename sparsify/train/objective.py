@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsify.errors import UserError
+from sparsify.graph.inputs import InputSpec, TensorInput
+from sparsify.masks import SparseGraphModule
 from sparsify.train.data import Batch, Data, Task
 
 
@@ -113,5 +115,42 @@ def better(task: Task, metrics: Mapping[str, float], best: Mapping[str, float] |
 
 
 def predict(model: nn.Module, batch: Batch) -> Tensor:
-    """The output tensor of a model on a batch."""
-    return output_tensor(model(*batch.args, **batch.kwargs))
+    """The output tensor of a model on a batch.
+
+    Raises:
+        UserError: When the data has other inputs than the model takes.
+    """
+    spec = model.sparsify.inputs if isinstance(model, SparseGraphModule) else None
+    if spec is None:
+        return output_tensor(model(*batch.args, **batch.kwargs))
+    args, kwargs = _arguments(spec, batch)
+    return output_tensor(model(*args, **kwargs))
+
+
+def _arguments(spec: InputSpec, batch: Batch) -> tuple[list[Any], dict[str, Any]]:
+    """A graph module's arguments: it takes exactly those that it was traced with.
+
+    Positional inputs of the data fill the tensors of the call in order, whether they were passed by position
+    or by name when the model was traced; constants are passed as they were.
+    """
+    given = list(batch.args)
+    missing: list[str] = []
+
+    def value(name: str, item: Any) -> Any:
+        if not isinstance(item, TensorInput):
+            return item
+        if name in batch.kwargs:
+            return batch.kwargs[name]
+        if not given:
+            missing.append(name)
+            return None
+        return given.pop(0)
+
+    args = [value(name, item) for name, item in zip(spec.names, spec.args, strict=True)]
+    kwargs = {name: value(name, item) for name, item in spec.kwargs.items()}
+    if missing or given or set(batch.kwargs) - set(spec.names) - set(kwargs):
+        raise UserError(
+            f"the model takes {', '.join((*spec.names, *kwargs))}; the data gives {len(batch.args)} inputs "
+            f"by position and {', '.join(sorted(batch.kwargs)) or 'none'} by name"
+        )
+    return args, kwargs

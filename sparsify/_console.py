@@ -20,6 +20,7 @@ from sparsify.errors import ParityError, SparsifyError
 EXIT_USER_ERROR = 1
 EXIT_CHECK_FAILED = 3
 EXIT_BUG = 70
+_WIDTH = 120
 
 
 class Format(StrEnum):
@@ -44,7 +45,7 @@ class Output:
     def __init__(self, output_format: Format) -> None:
         self.format = output_format
         self.talk = Console(stderr=True, highlight=False)
-        self._data = Console(highlight=False, soft_wrap=True)
+        self._data = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
     @property
     def is_json(self) -> bool:
@@ -58,16 +59,16 @@ class Output:
 
     def say(self, message: str) -> None:
         """Prints a line for people on stderr."""
-        self.talk.print(Text(message))
+        self.talk.print(Text(message), soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Prints a warning on stderr."""
-        self.talk.print(Text("warning: " + message, style="yellow"))
+        self.talk.print(Text("warning: " + message, style="yellow"), soft_wrap=True)
 
     def line(self, message: str = "") -> None:
         """Prints a line of the result, unless JSON was asked for."""
         if not self.is_json:
-            self._data.print(Text(message))
+            self._data.print(Text(message), soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Prints a table of the result, numbers to the right, unless JSON was asked for."""
@@ -79,7 +80,7 @@ class Output:
             table.add_column(name, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(show(cell)) for cell in row))
-        self._data.print(table, soft_wrap=False)
+        self._data.print(table)
 
 
 def finite(value: Any) -> Any:
@@ -102,7 +103,7 @@ def show(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return str(value)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from sparsify import archive, lowering, onnx_export, planning, train
 from sparsify.archive import load, save
 from sparsify.errors import UserError
-from sparsify.graph.trace import trace
+from sparsify.graph.trace import trace as _trace
 from sparsify.graph.traced import Traced
 from sparsify.masks.module import SparseGraphModule
 from sparsify.passes import rewrite
@@ -35,6 +35,37 @@ __all__ = [
 
 Init = Literal["scratch", "preserve"]
 Parameterization = Literal["supar", "mup", "sp"]
+
+
+def trace(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: bool = True,
+    dynamic_shapes: Any = None,
+) -> Traced:
+    """Captures a model as a canonical graph whose parameters are the model's own.
+
+    Args:
+        model: Any module that torch.export can capture.
+        args: Example of its positional inputs.
+        kwargs: Example of its keyword inputs.
+        dynamic: Leave dimension 0 of every tensor input open, and dimension 1 of integer and mask inputs.
+        dynamic_shapes: In place of `dynamic`, what `torch.export.export` takes.
+
+    Returns:
+        The trace; `.module` is the canonical GraphModule.
+
+    Raises:
+        UserError: The model does not run on the example.
+        UnsupportedModelError: torch.export cannot capture it: what, where, and what to try.
+    """
+    found = _trace(model, tuple(args), dict(kwargs or {}), dynamic=dynamic, dynamic_shapes=dynamic_shapes)
+    if not isinstance(model, SparseGraphModule):
+        return found
+    # A loaded model was traced once before: what could not be captured then is not in its graph any more.
+    return replace(found, refusals=(*model.sparsify.refusals, *found.refusals))
 
 
 def transform(
@@ -82,7 +113,7 @@ def transform(
     if isinstance(model, Traced):
         traced = model
     else:
-        traced = trace(model, tuple(args), dict(kwargs or {}), dynamic=dynamic, dynamic_shapes=dynamic_shapes)
+        traced = trace(model, args, kwargs, dynamic=dynamic, dynamic_shapes=dynamic_shapes)
     chosen = plan if plan is not None else planning.plan(traced, **plan_options)
     return rewrite(
         traced,
@@ -150,8 +181,3 @@ def export(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return onnx_export.export(model, path, args=args, kwargs=kwargs, dense=dense)
-
-
-def device_name() -> str:
-    """Returns the device that training uses when none is asked for."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -87,6 +87,7 @@ def _record(traced: Traced, facts: Facts, plan: Plan, scaling: Scaling, init: In
         ties=traced.ties,
         train_record=traced.train_record,
         parameters_dense=sum(parameter.numel() for parameter in traced.module.parameters()),
+        refusals=traced.refusals,
     )
 
 

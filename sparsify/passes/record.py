@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sparsify.errors import InvalidPlanError
+from sparsify.errors import InvalidPlanError, Refusal
 from sparsify.graph.inputs import InputSpec
 from sparsify.graph.traced import KeySource, Traced
 from sparsify.planning import Plan
@@ -48,6 +48,7 @@ class Record:
         ties: Groups of keys that share one Parameter.
         train_record: What training mode changes and the graph does not say.
         parameters_dense: Parameters of the given model, ties counted once.
+        refusals: What the trace could not capture; training stops on what concerns it.
     """
 
     plan: Plan | None
@@ -59,6 +60,7 @@ class Record:
     ties: tuple[tuple[str, ...], ...]
     train_record: Mapping[str, Any]
     parameters_dense: int
+    refusals: tuple[Refusal, ...] = ()
 
     @classmethod
     def of_dense(cls, traced: Traced) -> Record:
@@ -74,6 +76,7 @@ class Record:
             ties=traced.ties,
             train_record=traced.train_record,
             parameters_dense=sum(parameter.numel() for parameter in traced.module.parameters()),
+            refusals=traced.refusals,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +92,7 @@ class Record:
             "ties": [list(tie) for tie in self.ties],
             "train_record": dict(self.train_record),
             "parameters_dense": self.parameters_dense,
+            "refusals": [asdict(refusal) for refusal in self.refusals],
         }
 
     @classmethod
@@ -111,6 +115,7 @@ class Record:
                 ties=tuple(tuple(tie) for tie in data["ties"]),
                 train_record=data["train_record"],
                 parameters_dense=int(data["parameters_dense"]),
+                refusals=tuple(Refusal(**refusal) for refusal in data["refusals"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InvalidPlanError(f"the stored record cannot be read: {error!r}") from error

@@ -27,8 +27,8 @@ _METRIC = {"classification": "accuracy", "language": "bits_per_byte", "regressio
 
 
 def _check_training_mode(model: nn.Module) -> None:
-    plan = model.sparsify.plan if isinstance(model, SparseGraphModule) else None
-    refused = [refusal for refusal in plan.refusals if refusal.rule == RULE] if plan is not None else []
+    refusals = model.sparsify.refusals if isinstance(model, SparseGraphModule) else ()
+    refused = [refusal for refusal in refusals if refusal.rule == RULE]
     if refused:
         raise UserError(
             f"'{refused[0].fqn}' does not train as it did in the user's model: {refused[0].reason}; "

@@ -258,7 +258,7 @@ def test_a_model_that_trains_otherwise_than_the_users_is_refused():
     inner = network(masked=False)
     model = SparseGraphModule(inner, torch.fx.symbolic_trace(inner).graph)
     refusal = Refusal("block.drop", "training-mode", "it draws at random")
-    model.sparsify = SimpleNamespace(plan=SimpleNamespace(refusals=(refusal,)), scaling=None, inputs=None)
+    model.sparsify = SimpleNamespace(refusals=(refusal,), scaling=None, inputs=None)
     with pytest.raises(SparsifyError, match=r"'block\.drop' does not train"):
         finetune(model, points(), method="dense", **RUN)
 

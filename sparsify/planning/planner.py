@@ -153,7 +153,10 @@ def _too_wide(cost: Cost, width: float, widths: dict[str, int]) -> BudgetError:
 def _nothing(cost: Cost, options: PlanOptions) -> str:
     pins = dict.fromkeys(group.pinned for group in cost.facts.groups if group.pinned)
     if options.family == "masked":
-        return "nothing to mask: the model has no hidden linear or convolution layer that may be masked"
+        return (
+            "nothing to mask: the model has no hidden linear or convolution layer that may be masked; "
+            "only= with a layer's full name masks a first or last layer too"
+        )
     detail = f" Widths are pinned because: {'; '.join(str(pin) for pin in list(pins)[:3])}." if pins else ""
     return (
         "nothing to widen: no hidden layer touches a width that may change "

@@ -13,6 +13,9 @@ from sparsify.planning.cost import Weight
 from sparsify.planning.schema import PlanOptions
 
 MASKABLE_ROLES = ("hidden", "grouped")
+ROLES_ON_DEMAND = ("input", "readout")
+"""Masked only where `only` names the layer in full."""
+
 ROLE_REFUSALS = {
     "input": ("stem", "first weight layer after an input: its fan-in is the data's, so it stays dense"),
     "readout": ("readout", "produces a model output: it stays dense"),
@@ -42,7 +45,7 @@ def select(facts: Facts, weights: Sequence[Weight], options: PlanOptions) -> Sel
     """Chooses what is masked and what widens.
 
     A weight is a candidate when every layer that uses it is hidden (or a grouped convolution), is not kept
-    dense and, with `only`, is named there. In the masked family every candidate is masked. In the wide
+    dense and, with `only`, is named there; a first or last layer is one when `only` names it in full. In the masked family every candidate is masked. In the wide
     family the groups in scope that some candidate touches widen, and the candidates that touch one of those
     are masked.
 
@@ -95,7 +98,8 @@ def _candidate(weight: Weight, options: PlanOptions) -> str | None:
 
 
 def _kept_dense(layer: LayerFacts, options: PlanOptions) -> str | None:
-    if layer.role not in MASKABLE_ROLES or layer.kind == "embedding":
+    asked_for = layer.role in ROLES_ON_DEMAND and layer.fqn in options.only
+    if (layer.role not in MASKABLE_ROLES and not asked_for) or layer.kind == "embedding":
         return ROLE_REFUSALS.get(layer.role, (layer.role, ""))[0]
     if any(fnmatchcase(layer.fqn, pattern) for pattern in options.keep_dense):
         return "keep-dense"

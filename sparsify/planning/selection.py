@@ -45,9 +45,9 @@ def select(facts: Facts, weights: Sequence[Weight], options: PlanOptions) -> Sel
     """Chooses what is masked and what widens.
 
     A weight is a candidate when every layer that uses it is hidden (or a grouped convolution), is not kept
-    dense and, with `only`, is named there; a first or last layer is one when `only` names it in full. In the masked family every candidate is masked. In the wide
-    family the groups in scope that some candidate touches widen, and the candidates that touch one of those
-    are masked.
+    dense and, with `only`, is named there; a first or last layer is one when `only` names it in full. In the
+    masked family every candidate is masked. In the wide family the groups in scope that some candidate
+    touches widen, and the candidates that touch one of those are masked.
 
     Raises:
         UserError: A pattern matches no layer.

@@ -1,9 +1,9 @@
 // Convolution as a panel product: columns are output pixels of all images, inputs are (channel, tap) pairs.
 //
-// Each tile of inputs is gathered into its panel just before it is used, so nothing of the size of an
-// unfolded input is ever written. Padding and strides are dealt with once, in a copy of the input: zeros
-// around it, and one plane for each phase (y mod stride, x mod stride), so that every tap of every output row
-// is contiguous.
+// Each tile of inputs is gathered into its panel just before it is used, from X itself: padding is a mask of
+// each tap, so nothing of the size of an unfolded or a padded input is ever written. Where an output row is
+// as wide as an input row, columns run on over rows and a register of pixels is one load. Strides are dealt
+// with once, in a copy of the input with one plane for each phase (y mod stride, x mod stride).
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -16,15 +16,16 @@ namespace csr {
 namespace {
 
 constexpr int64_t kLargestIndex = int64_t{1} << 40;
+constexpr int64_t kCopiedPlanes = 16;  // of a task
 
 // Where the taps of one input size are found.
 struct Geometry {
   int64_t height, width, out_height, out_width;
-  bool direct;                        // read X itself: no padding, no stride
+  bool direct;                        // read X itself: no stride
   int64_t plane_height, plane_width;  // of one phase
   std::vector<int64_t> phases;        // used ones: y phase * horizontal stride + x phase
   int64_t channel_stride, image_stride;
-  std::vector<int64_t> taps;  // [kernel height * kernel width] offset inside a channel
+  std::vector<int64_t> taps;  // [kernel height * kernel width] offset inside a channel, seen from pixel 0
 
   int64_t pixels() const { return out_height * out_width; }
   int64_t planes() const { return static_cast<int64_t>(phases.size()); }
@@ -35,24 +36,28 @@ int64_t OutputExtent(int64_t input, int64_t pads, int64_t kernel, int64_t dilati
   return span < 0 ? 0 : span / stride + 1;
 }
 
+int64_t FloorMod(int64_t a, int64_t b) { return (a % b + b) % b; }
+
 Geometry MakeGeometry(const ConvAttributes& a, int64_t height, int64_t width) {
   Geometry g;
   g.height = height;
   g.width = width;
   g.out_height = OutputExtent(height, a.pads[0] + a.pads[2], a.kernel[0], a.dilations[0], a.strides[0]);
   g.out_width = OutputExtent(width, a.pads[1] + a.pads[3], a.kernel[1], a.dilations[1], a.strides[1]);
-  g.direct = a.strides[0] == 1 && a.strides[1] == 1 && a.pads[0] + a.pads[1] + a.pads[2] + a.pads[3] == 0;
-  g.plane_height = (height + a.pads[0] + a.pads[2] + a.strides[0] - 1) / a.strides[0];
-  g.plane_width = (width + a.pads[1] + a.pads[3] + a.strides[1] - 1) / a.strides[1];
+  g.direct = a.strides[0] == 1 && a.strides[1] == 1;
+  g.plane_height = (height + a.strides[0] - 1) / a.strides[0];
+  g.plane_width = (width + a.strides[1] - 1) / a.strides[1];
   const int64_t plane = g.plane_height * g.plane_width;
   for (int64_t r = 0; r < a.kernel[0]; ++r) {
     for (int64_t s = 0; s < a.kernel[1]; ++s) {
-      const int64_t y = r * a.dilations[0], x = s * a.dilations[1];
-      const int64_t phase = y % a.strides[0] * a.strides[1] + x % a.strides[1];
+      const int64_t y = r * a.dilations[0] - a.pads[0], x = s * a.dilations[1] - a.pads[1];
+      const int64_t y_phase = FloorMod(y, a.strides[0]), x_phase = FloorMod(x, a.strides[1]);
+      const int64_t phase = y_phase * a.strides[1] + x_phase;
       const auto found = std::find(g.phases.begin(), g.phases.end(), phase);
       const int64_t index = found - g.phases.begin();
       if (found == g.phases.end()) g.phases.push_back(phase);
-      g.taps.push_back(index * plane + y / a.strides[0] * g.plane_width + x / a.strides[1]);
+      g.taps.push_back(index * plane + (y - y_phase) / a.strides[0] * g.plane_width +
+                       (x - x_phase) / a.strides[1]);
     }
   }
   g.channel_stride = g.planes() * plane;
@@ -60,67 +65,108 @@ Geometry MakeGeometry(const ConvAttributes& a, int64_t height, int64_t width) {
   return g;
 }
 
-// One phase of one channel, padded: target[i][j] = x[i * stride + phase - pad], zero outside.
-void CopyPhase(const ConvAttributes& a, const Geometry& g, int64_t phase, const float* x, float* target) {
-  const int64_t top = phase / a.strides[1] - a.pads[0], left = phase % a.strides[1] - a.pads[1];
-  const int64_t step = a.strides[1];
-  // Columns j with 0 <= j * step + left < width.
-  const int64_t first = std::min(g.plane_width, left < 0 ? (-left + step - 1) / step : 0);
-  const int64_t last = std::max(first, std::min(g.plane_width, (g.width - left + step - 1) / step));
-  for (int64_t i = 0; i < g.plane_height; ++i) {
-    float* row = target + i * g.plane_width;
-    const int64_t y = i * a.strides[0] + top;
-    if (y < 0 || y >= g.height) {
-      std::fill(row, row + g.plane_width, 0.0f);
-      continue;
+// The phases of one channel, each plane_height rows of plane_width.
+void CopyPhases(const Isa& isa, const ConvAttributes& a, const Geometry& g, const float* x, float* target) {
+  for (const int64_t phase : g.phases) {
+    const int64_t top = phase / a.strides[1], left = phase % a.strides[1];
+    for (int64_t i = 0; i * a.strides[0] + top < g.height && left < g.width; ++i) {
+      const int64_t count = (g.width - left + a.strides[1] - 1) / a.strides[1];
+      const float* source = x + (i * a.strides[0] + top) * g.width + left;
+      // Rows of a full plane in one call.
+      const int64_t rows =
+          count == g.plane_width ? (g.height - top + a.strides[0] - 1) / a.strides[0] : int64_t{1};
+      isa.take_every(source, rows, a.strides[0] * g.width, count, a.strides[1], target + i * g.plane_width);
+      i += rows - 1;
     }
-    const float* source = x + y * g.width + left;
-    std::fill(row, row + first, 0.0f);
-    if (step == 1) {
-      std::copy(source + first, source + last, row + first);
-    } else {
-      for (int64_t j = first; j < last; ++j) row[j] = source[j * step];
-    }
-    std::fill(row + last, row + g.plane_width, 0.0f);
+    target += g.plane_height * g.plane_width;
   }
 }
 
-// The pixels [first, first + count) of consecutive images, as runs of neighbours in the source and in y.
-void FindRuns(const Geometry& g, int64_t out_channels, int64_t first, int64_t count,
-              std::vector<PixelRun>* sources, std::vector<OutputRun>* targets) {
-  const int64_t pixels = g.pixels();
-  for (int64_t column = 0; column < count;) {
-    const int64_t image = (first + column) / pixels, pixel = (first + column) % pixels;
-    const int64_t left = std::min(count - column, pixels - pixel);
-    targets->push_back({image * out_channels * pixels + pixel, column, left});
-    const int64_t run_width = g.out_width == g.plane_width ? pixels : g.out_width;
-    for (int64_t done = 0; done < left;) {
-      const int64_t at = pixel + done;
-      const int64_t length = std::min(left - done, run_width - at % run_width);
-      const int64_t source = at / g.out_width * g.plane_width + at % g.out_width;
-      sources->push_back({image * g.image_stride + source, column + done, length});
-      done += length;
+// Output pixels [first, first + count) of consecutive images as the columns of a panel.
+class Pixels {
+ public:
+  Pixels(const ConvAttributes& a, const Geometry& g, int64_t first, int64_t count)
+      : attributes_(a),
+        geometry_(g),
+        rows_(static_cast<size_t>(a.kernel[0])),
+        columns_(static_cast<size_t>(a.kernel[1])) {
+    const int64_t pixels = g.pixels();
+    const bool flat = g.out_width == g.plane_width;
+    for (int64_t column = 0; column < count;) {
+      const int64_t image = (first + column) / pixels, pixel = (first + column) % pixels;
+      const int64_t y = pixel / g.out_width, x = pixel % g.out_width, lane = column % kGroup;
+      int64_t length = std::min({count - column, pixels - pixel, kGroup - lane});
+      if (!flat) length = std::min(length, g.out_width - x);
+      if (lane == 0) group_end_.push_back(0);
+      if (column == 0 || pixel == 0) {
+        targets_.push_back({image * a.out_channels * pixels + pixel, column, 0});
+      }
+      targets_.back().length += length;
+      sources_.push_back(image * g.image_stride + y * g.plane_width + x - lane);
+      AddMasks(y, x, lane, length);
+      group_end_.back() = static_cast<uint32_t>(sources_.size());
+      column += length;
     }
-    column += left;
   }
-}
 
-// Output pixels as the columns of a panel.
-struct Pixels {
+  PixelPanel panel() const {
+    return {sources_.data(),
+            masks_.data(),
+            group_end_.data(),
+            geometry_.taps.data(),
+            attributes_.kernel[0] * attributes_.kernel[1],
+            geometry_.channel_stride};
+  }
+  const std::vector<OutputRun>& targets() const { return targets_; }
+
+ private:
+  // The lanes of a piece that begins at output pixel (y, x), for each tap those inside the image.
+  void AddMasks(int64_t y, int64_t x, int64_t lane, int64_t length) {
+    const ConvAttributes& a = attributes_;
+    std::fill(rows_.begin(), rows_.end(), 0u);
+    std::fill(columns_.begin(), columns_.end(), 0u);
+    for (int64_t i = lane; i < lane + length; ++i) {
+      for (size_t r = 0; r < rows_.size(); ++r) {
+        const int64_t at = y * a.strides[0] + static_cast<int64_t>(r) * a.dilations[0] - a.pads[0];
+        rows_[r] |= static_cast<uint32_t>(at >= 0 && at < geometry_.height) << i;
+      }
+      for (size_t s = 0; s < columns_.size(); ++s) {
+        const int64_t at = x * a.strides[1] + static_cast<int64_t>(s) * a.dilations[1] - a.pads[1];
+        columns_[s] |= static_cast<uint32_t>(at >= 0 && at < geometry_.width) << i;
+      }
+      if (++x == geometry_.out_width) {
+        x = 0;
+        ++y;
+      }
+    }
+    for (const uint32_t row : rows_) {
+      for (const uint32_t column : columns_) masks_.push_back(static_cast<uint16_t>(row & column));
+    }
+  }
+
+  const ConvAttributes& attributes_;
+  const Geometry& geometry_;
+  std::vector<uint32_t> rows_, columns_;
+  std::vector<int64_t> sources_;
+  std::vector<uint16_t> masks_;
+  std::vector<uint32_t> group_end_;
+  std::vector<OutputRun> targets_;
+};
+
+// A panel of pixels, its operands and what happens to it.
+struct PixelEnds {
   const Isa& isa;
-  const Geometry& geometry;
   const float* x;
-  const int64_t* offsets;  // of each input, in x
   const Epilogue& epilogue;
   float* y;
-  std::vector<PixelRun> sources;
-  std::vector<OutputRun> targets;
+  int64_t plane;
+  Pixels pixels;
 
   void Pack(int64_t first_input, int64_t depth, float* tile, int groups) const {
-    isa.pack_pixels(x, offsets + first_input, depth, sources.data(), sources.size(), tile, groups);
+    isa.pack_pixels(x, pixels.panel(), first_input, depth, tile, groups);
   }
   void Store(int64_t first, int64_t last, const float* panel, int groups) const {
-    isa.store_pixels(panel, first, last, targets.data(), targets.size(), epilogue, y, geometry.pixels(),
+    isa.store_pixels(panel, first, last, pixels.targets().data(), pixels.targets().size(), epilogue, y, plane,
                      groups);
   }
 };
@@ -153,15 +199,14 @@ class CsrConv final : public ConvKernel {
            const ParallelFor& parallel, void* scratch) const override {
     if (batch < 1) return;
     const Geometry g = MakeGeometry(attributes_, height, width);
-    const std::vector<int64_t> offsets = Offsets(g);
     const int64_t chunk = Images(g, batch, parallel.threads);
     const int64_t x_image = attributes_.in_channels * height * width;
     const int64_t y_image = attributes_.out_channels * g.pixels();
     for (int64_t image = 0; image < batch; image += chunk) {
       Epilogue part = epilogue;
       if (part.residual != nullptr) part.residual += image * y_image;
-      RunImages(g, offsets, x + image * x_image, std::min(chunk, batch - image), part, y + image * y_image,
-                parallel, scratch);
+      RunImages(g, x + image * x_image, std::min(chunk, batch - image), part, y + image * y_image, parallel,
+                scratch);
     }
   }
 
@@ -178,36 +223,31 @@ class CsrConv final : public ConvKernel {
     return g.direct ? 0 : RoundUp(static_cast<size_t>(images * g.image_stride) * sizeof(float), kCacheLine);
   }
 
-  std::vector<int64_t> Offsets(const Geometry& g) const {
-    std::vector<int64_t> offsets;
-    offsets.reserve(static_cast<size_t>(matrix_.columns));
-    for (int64_t channel = 0; channel < attributes_.in_channels; ++channel) {
-      for (const int64_t tap : g.taps) offsets.push_back(channel * g.channel_stride + tap);
-    }
-    return offsets;
-  }
-
-  void RunImages(const Geometry& g, const std::vector<int64_t>& offsets, const float* x, int64_t images,
-                 const Epilogue& epilogue, float* y, const ParallelFor& parallel, void* scratch) const {
+  void RunImages(const Geometry& g, const float* x, int64_t images, const Epilogue& epilogue, float* y,
+                 const ParallelFor& parallel, void* scratch) const {
     const float* source = x;
     unsigned char* rest = AlignUp<unsigned char>(scratch);
     if (!g.direct) {
       float* copy = reinterpret_cast<float*>(rest);
-      RunTasks(parallel, parallel.threads, images * attributes_.in_channels, [&](int64_t, int64_t plane) {
-        for (int64_t phase = 0; phase < g.planes(); ++phase) {
-          CopyPhase(attributes_, g, g.phases[static_cast<size_t>(phase)], x + plane * g.height * g.width,
-                    copy + plane * g.channel_stride + phase * g.plane_height * g.plane_width);
-        }
-      });
+      CopyImages(g, x, images * attributes_.in_channels, copy, parallel);
       source = copy;
       rest += CopyBytes(g, images);
     }
     const PanelPlan& plan = panel_plans_.For(images * g.pixels(), parallel.threads);
     const PanelTasks tasks(plan, images * g.pixels(), parallel.threads);
     RunPanels(isa_, plan, matrix_.columns, tasks, parallel, rest, [&](int64_t first, int64_t columns) {
-      Pixels ends = {isa_, g, source, offsets.data(), epilogue, y, {}, {}};
-      FindRuns(g, attributes_.out_channels, first, columns, &ends.sources, &ends.targets);
-      return ends;
+      return PixelEnds{isa_, source, epilogue, y, g.pixels(), Pixels(attributes_, g, first, columns)};
+    });
+  }
+
+  void CopyImages(const Geometry& g, const float* x, int64_t channels, float* copy,
+                  const ParallelFor& parallel) const {
+    const int64_t tasks = (channels + kCopiedPlanes - 1) / kCopiedPlanes;
+    RunTasks(parallel, parallel.threads, tasks, [&](int64_t, int64_t task) {
+      const int64_t last = std::min(channels, (task + 1) * kCopiedPlanes);
+      for (int64_t channel = task * kCopiedPlanes; channel < last; ++channel) {
+        CopyPhases(isa_, attributes_, g, x + channel * g.height * g.width, copy + channel * g.channel_stride);
+      }
     });
   }
 

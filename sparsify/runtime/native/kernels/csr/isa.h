@@ -40,11 +40,16 @@ struct PanelSegment {
   size_t class_count;
 };
 
-// `length` neighbouring floats of the source go to columns [column, column + length) of a tile.
-struct PixelRun {
-  int64_t source;
-  int64_t column;
-  int64_t length;
+// Where the columns of a panel lie in an image-major source, and which taps find them inside it. Input
+// channel * taps + tap of lane i of a piece is x[source + i + channel * channel_stride + offsets[tap]], or
+// zero where the mask of that tap lacks the lane. The pieces of a group of columns have no lane in common.
+struct PixelPanel {
+  const int64_t* sources;     // [pieces]
+  const uint16_t* masks;      // [pieces][taps]
+  const uint32_t* group_end;  // [groups] one past the last piece
+  const int64_t* offsets;     // [taps]
+  int64_t taps;
+  int64_t channel_stride;
 };
 
 // Columns [column, column + length) of a panel are neighbouring pixels of one image: those of output row r
@@ -100,9 +105,11 @@ struct Isa {
   void (*multiply)(const PanelSegment& segment, const float* tile, float* panel, int groups);
   // tile[k][i] = x[i * stride + k] for i < columns, k < depth, zero for the other columns of the groups.
   void (*pack_rows)(const float* x, int64_t stride, int64_t columns, int64_t depth, float* tile, int groups);
-  // tile[k][run.column + i] = x[offsets[k] + run.source + i] for every run, k < depth.
-  void (*pack_pixels)(const float* x, const int64_t* offsets, int64_t depth, const PixelRun* runs,
-                      size_t run_count, float* tile, int groups);
+  // tile[k] = input first + k of every column, k < depth; zero for the other columns of the groups.
+  void (*pack_pixels)(const float* x, const PixelPanel& panel, int64_t first, int64_t depth, float* tile,
+                      int groups);
+  // y[i * count + j] = x[i * stride + j * step] for i < rows, j < count.
+  void (*take_every)(const float* x, int64_t rows, int64_t stride, int64_t count, int64_t step, float* y);
   // y[i * stride + row] = finished panel[row - first][i]; bias and residual are indexed like y.
   void (*store_rows)(const float* panel, int64_t first, int64_t last, int64_t columns,
                      const Epilogue& epilogue, float* y, int64_t stride, int groups);

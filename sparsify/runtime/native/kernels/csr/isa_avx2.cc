@@ -10,6 +10,7 @@ namespace sparsify {
 namespace csr {
 namespace {
 
+alignas(32) constexpr int32_t kBit[8] = {1, 2, 4, 8, 16, 32, 64, 128};
 alignas(32) constexpr int32_t kFirst[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
 
 struct V {
@@ -26,7 +27,12 @@ struct V {
   static Mask First(int64_t n) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirst + 8 - (n < 8 ? n : 8)));
   }
+  static Mask Bits(uint32_t bits) {
+    const __m256i bit = _mm256_load_si256(reinterpret_cast<const __m256i*>(kBit));
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int32_t>(bits)), bit), bit);
+  }
   static Register LoadMasked(const float* p, Mask m) { return _mm256_maskload_ps(p, m); }
+  static Register LoadInto(Register v, const float* p, Mask m) { return _mm256_or_ps(v, LoadMasked(p, m)); }
   static void StoreMasked(float* p, Mask m, Register v) { _mm256_maskstore_ps(p, m, v); }
   static void StoreAny(float* p, Register v) { _mm256_storeu_ps(p, v); }
   static Register LoadFirst(const float* p, int64_t n) {
@@ -38,6 +44,10 @@ struct V {
     } else {
       StoreMasked(p, First(n), v);
     }
+  }
+  static Register EveryOther(const float* p) {
+    const __m256 pairs = _mm256_shuffle_ps(LoadAny(p), LoadAny(p + 8), 0x88);
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), 0xd8));
   }
   static Register Add(Register a, Register b) { return _mm256_add_ps(a, b); }
   static Register Mul(Register a, Register b) { return _mm256_mul_ps(a, b); }
@@ -145,8 +155,8 @@ void StorePixelsBy(const float* panel, int64_t first, int64_t last, const Output
 
 }  // namespace
 
-const Isa isa_avx2 = {"avx2", &Multiply<V>, &PackRows, &PackPixels<V>, &StoreRowsBy, &StorePixelsBy,
-                      0,      nullptr,      nullptr};
+const Isa isa_avx2 = {"avx2",       &Multiply<V>,   &PackRows, &PackPixels<V>, &TakeEvery<V>,
+                      &StoreRowsBy, &StorePixelsBy, 0,         nullptr,        nullptr};
 
 }  // namespace csr
 }  // namespace sparsify

@@ -28,10 +28,16 @@ struct V {
   using Mask = __mmask16;
   static Mask First(int64_t n) { return static_cast<Mask>(n >= 16 ? 0xffff : (1u << n) - 1); }
   static Register LoadMasked(const float* p, Mask m) { return _mm512_maskz_loadu_ps(m, p); }
+  static Mask Bits(uint32_t bits) { return static_cast<Mask>(bits); }
+  static Register LoadInto(Register v, const float* p, Mask m) { return _mm512_mask_loadu_ps(v, m, p); }
   static void StoreMasked(float* p, Mask m, Register v) { _mm512_mask_storeu_ps(p, m, v); }
   static void StoreAny(float* p, Register v) { _mm512_storeu_ps(p, v); }
   static Register LoadFirst(const float* p, int64_t n) { return LoadMasked(p, First(n)); }
   static void StoreFirst(float* p, int64_t n, Register v) { StoreMasked(p, First(n), v); }
+  static Register EveryOther(const float* p) {
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    return _mm512_permutex2var_ps(LoadAny(p), even, LoadAny(p + 16));
+  }
   static Register Add(Register a, Register b) { return _mm512_add_ps(a, b); }
   static Register Mul(Register a, Register b) { return _mm512_mul_ps(a, b); }
   static Register Div(Register a, Register b) { return _mm512_div_ps(a, b); }
@@ -304,8 +310,8 @@ void Slots(const SlotGroup& group, const RowMajor& operand, int64_t first, int64
 
 }  // namespace
 
-const Isa isa_avx512 = {"avx512", &Multiply<V>, &PackRows, &PackPixels<V>, &StoreRowsBy, &StorePixelsBy,
-                        6,        &Slots,       nullptr};
+const Isa isa_avx512 = {"avx512",     &Multiply<V>,   &PackRows, &PackPixels<V>, &TakeEvery<V>,
+                        &StoreRowsBy, &StorePixelsBy, 6,         &Slots,         nullptr};
 
 }  // namespace csr
 }  // namespace sparsify

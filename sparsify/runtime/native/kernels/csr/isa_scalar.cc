@@ -50,14 +50,28 @@ void PackRows(const float* x, int64_t stride, int64_t columns, int64_t depth, fl
   }
 }
 
-void PackPixels(const float* x, const int64_t* offsets, int64_t depth, const PixelRun* runs, size_t run_count,
-                float* tile, int groups) {
+void PackPixels(const float* x, const PixelPanel& panel, int64_t first, int64_t depth, float* tile,
+                int groups) {
   for (int64_t k = 0; k < depth; ++k) {
-    for (size_t j = 0; j < run_count; ++j) {
-      const float* source = x + offsets[k] + runs[j].source;
-      float* target = tile + k * kSpacing[groups] + runs[j].column;
-      for (int64_t i = 0; i < runs[j].length; ++i) target[i] = source[i];
+    const int64_t tap = (first + k) % panel.taps;
+    const int64_t input = (first + k) / panel.taps * panel.channel_stride + panel.offsets[tap];
+    uint32_t piece = 0;
+    for (int g = 0; g < groups; ++g) {
+      float* target = tile + k * kSpacing[groups] + g * kGroup;
+      for (int i = 0; i < kGroup; ++i) target[i] = 0.0f;
+      for (; piece < panel.group_end[g]; ++piece) {
+        const int mask = panel.masks[piece * panel.taps + tap];
+        for (int i = 0; i < kGroup; ++i) {
+          if ((mask >> i & 1) != 0) target[i] = x[panel.sources[piece] + i + input];
+        }
+      }
     }
+  }
+}
+
+void TakeEvery(const float* x, int64_t rows, int64_t stride, int64_t count, int64_t step, float* y) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < count; ++j) y[i * count + j] = x[i * stride + j * step];
   }
 }
 
@@ -101,8 +115,8 @@ void Dot(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t 
 
 }  // namespace
 
-const Isa isa_scalar = {"scalar",     &Multiply, &PackRows, &PackPixels, &StoreRows,
-                        &StorePixels, 4,         nullptr,   &Dot};
+const Isa isa_scalar = {"scalar",   &Multiply,    &PackRows, &PackPixels, &TakeEvery,
+                        &StoreRows, &StorePixels, 4,         nullptr,     &Dot};
 
 }  // namespace csr
 }  // namespace sparsify

@@ -195,24 +195,79 @@ void StorePixels(const float* panel, int64_t first, int64_t last, const OutputRu
   }
 }
 
+// The rows of one tap, `count` channels, where each of G groups is one piece.
+template <class V, int G>
+void PackTap(const float* x, const PixelPanel& panel, int64_t tap, int64_t count, float* tile) {
+  constexpr int R = Shape<V, G>::kRegisters;
+  const float* sources[R];
+  typename V::Mask masks[R];
+  SPARSIFY_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const int lane = r * V::kWidth % kGroup, piece = r * V::kWidth / kGroup;
+    sources[r] = x + panel.sources[piece] + lane;
+    masks[r] = V::Bits(static_cast<uint32_t>(panel.masks[piece * panel.taps + tap] >> lane));
+  }
+  const int64_t stride = panel.taps * kSpacing[G];
+  int64_t at = 0;
+  for (int64_t channel = 0; channel < count; ++channel) {
+    SPARSIFY_UNROLL
+    for (int r = 0; r < R; ++r) V::Store(tile + r * V::kWidth, V::LoadMasked(sources[r] + at, masks[r]));
+    tile += stride;
+    at += panel.channel_stride;
+  }
+}
+
+// The same for one register of columns that several pieces share.
 template <class V>
-void PackPixels(const float* x, const int64_t* offsets, int64_t depth, const PixelRun* runs, size_t run_count,
-                float* tile, int groups) {
-  const int64_t stride = kSpacing[groups];
-  for (size_t j = 0; j < run_count; ++j) {
-    for (int64_t i = 0; i < runs[j].length; i += V::kWidth) {
-      const float* source = x + runs[j].source + i;
-      float* target = tile + runs[j].column + i;
-      const int64_t left = runs[j].length - i;
-      if (left >= V::kWidth) {
-        for (int64_t k = 0; k < depth; ++k) V::StoreAny(target + k * stride, V::LoadAny(source + offsets[k]));
-      } else {
-        const typename V::Mask mask = V::First(left);
-        for (int64_t k = 0; k < depth; ++k) {
-          V::StoreMasked(target + k * stride, mask, V::LoadMasked(source + offsets[k], mask));
-        }
+void PackShared(const float* x, const PixelPanel& panel, uint32_t first, uint32_t last, int lane, int64_t tap,
+                int64_t count, int64_t stride, float* tile) {
+  for (int64_t channel = 0; channel < count; ++channel) {
+    typename V::Register v = V::Zero();
+    for (uint32_t piece = first; piece < last; ++piece) {
+      const uint32_t bits = static_cast<uint32_t>(panel.masks[piece * panel.taps + tap] >> lane);
+      v = V::LoadInto(v, x + panel.sources[piece] + lane, V::Bits(bits));
+    }
+    V::Store(tile, v);
+    x += panel.channel_stride;
+    tile += stride;
+  }
+}
+
+template <class V>
+void PackPixels(const float* x, const PixelPanel& panel, int64_t first, int64_t depth, float* tile,
+                int groups) {
+  const int64_t taps = panel.taps, spacing = kSpacing[groups];
+  const bool whole = panel.group_end[groups - 1] == static_cast<uint32_t>(groups);
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t channel = (first - tap + taps - 1) / taps;
+    const int64_t count = (first + depth - tap + taps - 1) / taps - channel;
+    const float* source = x + channel * panel.channel_stride + panel.offsets[tap];
+    float* target = tile + (channel * taps + tap - first) * spacing;
+    if (whole && groups == 4) {
+      PackTap<V, 4>(source, panel, tap, count, target);
+    } else if (whole && groups == 1) {
+      PackTap<V, 1>(source, panel, tap, count, target);
+    } else {
+      for (int i = 0; i < groups * kGroup; i += V::kWidth) {
+        const int group = i / kGroup;
+        PackShared<V>(source, panel, group == 0 ? 0 : panel.group_end[group - 1], panel.group_end[group],
+                      i % kGroup, tap, count, taps * spacing, target + i);
       }
     }
+  }
+}
+
+// Strides of two are what networks use; the others are rare.
+template <class V>
+void TakeEvery(const float* x, int64_t rows, int64_t stride, int64_t count, int64_t step, float* y) {
+  for (int64_t i = 0; i < rows; ++i) {
+    int64_t j = 0;
+    if (step == 2) {
+      for (; j + V::kWidth < count; j += V::kWidth) V::StoreAny(y + j, V::EveryOther(x + 2 * j));
+    }
+    for (; j < count; ++j) y[j] = x[j * step];
+    x += stride;
+    y += count;
   }
 }
 

@@ -88,8 +88,9 @@ struct PanelTasks {
 };
 
 // make(first_column, columns) tells how these columns are read and written: its result's
-// Pack(first_input, depth, tile, groups) fills a tile, Store(first_row, last_row, panel, groups) writes
-// finished sums.
+// Pack(first_input, depth, tile, groups) fills a tile (columns beyond the last are multiplied too, so with
+// zeros: stale denormals there would cost a hundred cycles each), Store(first_row, last_row, panel, groups)
+// writes finished sums.
 template <class Make>
 void RunPanels(const Isa& isa, const PanelPlan& plan, int64_t inputs, const PanelTasks& tasks,
                const ParallelFor& parallel, void* scratch, Make make) {
@@ -106,8 +107,6 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, int64_t inputs, const Pane
     const int64_t first_row = plan.first_row(first_block);
     const int64_t last_row = plan.last_row(last_block - 1);
     const auto ends = make(first_column, columns);
-    // Columns beyond the last are multiplied too: stale denormals there would cost a hundred cycles each.
-    std::memset(tile, 0, static_cast<size_t>(plan.depth() * spacing) * sizeof(float));
     std::memset(panel, 0, static_cast<size_t>((last_row - first_row) * spacing) * sizeof(float));
     for (int64_t t = 0; t < plan.tiles(); ++t) {
       const int64_t first_input = t * plan.depth();

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
 
-from sparsify._console import Format
+from sparsify._console import Format, Output
 
 FormatOption = Annotated[
     Format, typer.Option("--format", help="Text for people or one JSON object on stdout.")
@@ -47,3 +48,10 @@ def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
             f"{text!r} is not a comma-separated list of positive numbers", param_hint=option
         )
     return values
+
+
+def consent(trust_pickle: bool, out: Output) -> Any:
+    """Returns the answer given by flag, else a question that is asked only at a terminal."""
+    if trust_pickle or out.is_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return trust_pickle
+    return lambda message: typer.confirm(f"{message}\nLoad it all the same?", default=False, err=True)

@@ -113,6 +113,7 @@ def transform(
     if isinstance(model, Traced):
         traced = model
     else:
+        refuse_rewritten(model)
         traced = trace(model, args, kwargs, dynamic=dynamic, dynamic_shapes=dynamic_shapes)
     chosen = plan if plan is not None else planning.plan(traced, **plan_options)
     return rewrite(
@@ -124,6 +125,20 @@ def transform(
         seed=seed,
         base_std=base_std,
     )
+
+
+def refuse_rewritten(model: nn.Module) -> None:
+    """Checks that a model was not rewritten before: its FLOPs would no longer be the dense model's.
+
+    Raises:
+        UserError: The model has a plan already.
+    """
+    plan = model.sparsify.plan if isinstance(model, SparseGraphModule) else None
+    if plan is not None:
+        raise UserError(
+            f"this is a {plan.options.family} model already, rewritten once; transform the dense model that "
+            "it came from"
+        )
 
 
 def finetune(

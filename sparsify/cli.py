@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from sparsify._options import (
     SeedOption,
     ThreadsOption,
     TrustOption,
+    consent,
     numbers,
 )
 
@@ -64,9 +65,7 @@ def inspect(
     from sparsify import commands
 
     out = Output(output_format)
-    data = commands.inspect(
-        file, inputs=inputs or [], trust_pickle=_consent(trust_pickle, out), factory=model
-    )
+    data = commands.inspect(file, inputs=inputs or [], trust_pickle=consent(trust_pickle, out), factory=model)
     out.result(data)
     views.inspect(out, data)
 
@@ -175,7 +174,7 @@ def transform(
         parameterization=parameterization,
         density_exponent=density_exponent,
         inputs=inputs or [],
-        trust_pickle=_consent(trust_pickle, out),
+        trust_pickle=consent(trust_pickle, out),
         factory=model,
         seed=seed,
         say=out.say,
@@ -239,7 +238,7 @@ def finetune(
         data_spec,
         output,
         {key: value for key, value in options.items() if value is not None},
-        trust_pickle=_consent(trust_pickle, out),
+        trust_pickle=consent(trust_pickle, out),
         factory=model,
     )
     out.result(data)
@@ -268,7 +267,7 @@ def export(
         output,
         dense=dense,
         inputs=inputs or [],
-        trust_pickle=_consent(trust_pickle, out),
+        trust_pickle=consent(trust_pickle, out),
         factory=model,
     )
     out.result(data)
@@ -369,13 +368,6 @@ def bench_layer(
     views.bench_layer(out, data)
 
 
-def _consent(trust_pickle: bool, out: Output) -> Any:
-    """Returns the answer given by flag, else a question that is asked only at a terminal."""
-    if trust_pickle or out.is_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return trust_pickle
-    return lambda message: typer.confirm(f"{message}\nLoad it all the same?", default=False, err=True)
-
-
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -392,6 +384,8 @@ def _show_warning(
 def main() -> None:
     """Entry point of the `sparsify` command."""
     warnings.showwarning = _show_warning
+    if not os.environ.get("SPARSIFY_DEBUG"):
+        logging.disable(logging.ERROR)  # torch logs a traceback beside the exception that we show in a line
     with exit_codes(debug=bool(os.environ.get("SPARSIFY_DEBUG"))):
         app()
 

@@ -126,7 +126,9 @@ def transform(
     from sparsify import api
 
     say(f"loading {path}")
-    traced = traced_from(load_model(path, trust_pickle=trust_pickle, factory=factory), inputs)
+    model = load_model(path, trust_pickle=trust_pickle, factory=factory)
+    api.refuse_rewritten(model)
+    traced = traced_from(model, inputs)
     plan = _read_plan(plan_file) if plan_file else api.plan(traced, **plan_options)
     if plan_only:
         text = plan.to_json()
@@ -139,7 +141,7 @@ def transform(
             "plan": json.loads(text),
         }
     say("rewriting")
-    model = api.transform(
+    rewritten = api.transform(
         traced,
         plan=plan,
         init=init,  # type: ignore[arg-type]
@@ -150,10 +152,10 @@ def transform(
     if output is None:
         raise UserError("say where the result goes with -o")
     say(f"saving {output}")
-    api.save(model, output)
-    record = model.sparsify
+    api.save(rewritten, output)
+    record = rewritten.sparsify
     return _plan_summary(record.plan) | {
-        "parameters": {"dense": record.parameters_dense} | _parameters(model),
+        "parameters": {"dense": record.parameters_dense} | _parameters(rewritten),
         "weights": record.weights,
         "output": str(output),
     }

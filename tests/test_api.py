@@ -108,6 +108,23 @@ def test_what_training_would_change_stops_finetune_even_after_a_reload(tmp_path,
         )
 
 
+def test_a_rewritten_model_is_not_rewritten_again(tmp_path):
+    args = (torch.zeros(2, 8),)
+    sparse = sparsify.transform(network(), args, sparsity=0.5)
+    sparsify.save(sparse, tmp_path / "sparse.pt2")
+    for model in (sparse, sparsify.load(tmp_path / "sparse.pt2")):
+        with pytest.raises(UserError, match="wide model already"):
+            sparsify.transform(model, args, sparsity=0.5)
+
+
+def test_data_that_does_not_fit_is_named_before_training(tmp_path):
+    inner = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+    model = sparsify.transform(inner, (torch.zeros(2, 64),), sparsity=0.5)
+    with pytest.raises(UserError, match=r"does not run on this data.*\(2, 1, 8, 8\) float32"):
+        sparsify.finetune(model, "digits", output=tmp_path / "out.pt2", steps=1, progress=False)
+    assert not (tmp_path / "out.pt2").exists()
+
+
 def test_nan_weights_are_named():
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
     with torch.no_grad():

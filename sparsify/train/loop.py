@@ -80,6 +80,7 @@ class Run:
             TrainingDivergedError: The loss is not finite any more.
         """
         training = self.model.training
+        objective.check_fit(self.model, self.data, self.device)
         self.history = History(self._file("log.csv"), self._columns(), self.rows)
         started = time.perf_counter() - self.seconds
         try:

@@ -97,6 +97,26 @@ def evaluate(model: nn.Module, data: Data, *, batch_size: int, device: torch.dev
     return _metrics(data.task, loss / weight, correct / weight)
 
 
+@torch.no_grad()
+def check_fit(model: nn.Module, data: Data, device: torch.device) -> None:
+    """Runs the model on two test examples, in eval mode; the training mode is restored.
+
+    Raises:
+        UserError: The model does not take this data, or its output does not fit the targets.
+    """
+    training = model.training
+    batch = data.test.batch(torch.arange(min(2, len(data.test)))).to(device)
+    try:
+        loss_of(data.task, predict(model.eval(), batch), batch.targets)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        given = (*batch.args, *batch.kwargs.values())
+        inputs = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype)[6:]}" for tensor in given)
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the model does not run on this data, with inputs {inputs}: {reason}") from error
+    finally:
+        model.train(training)
+
+
 def _metrics(task: Task, loss: float, accuracy: float) -> dict[str, float]:
     if task == "classification":
         return {"loss": loss, "accuracy": accuracy}

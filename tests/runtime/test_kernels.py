@@ -108,6 +108,16 @@ CONVOLUTIONS = [
     ((4, 3, 4, 4), (5, 3, 3), (4, 4), (2, 2, 0, 0), (1, 1)),
     ((2, 3, 1, 40), (6, 1, 5), (1, 3), (0, 2, 0, 2), (1, 3)),
     ((2, 3, 3, 3), (4, 2, 2), (2, 2), (5, 5, 5, 5), (1, 1)),
+    ((1, 20, 4, 4), (9, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    ((9, 20, 4, 4), (9, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    ((11, 6, 2, 2), (5, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    ((40, 5, 1, 1), (7, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    ((1, 5, 6, 7), (7, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    ((2, 5, 8, 8), (7, 3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
+    ((1, 4, 6, 70), (8, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    ((1, 4, 5, 67), (8, 3, 5), (1, 2), (1, 2, 1, 2), (1, 1)),
+    ((2, 4, 6, 20), (8, 3, 3), (2, 1), (1, 1, 1, 1), (1, 1)),
+    ((1, 4, 5, 24), (8, 3, 3), (1, 1), (0, 0, 2, 2), (1, 1)),
 ]
 
 
@@ -119,6 +129,20 @@ def test_convolutions(kernel: str, case: int) -> None:
     packed = pack_conv(weight, strides=strides, pads=pads, dilations=dilations)
     for threads in (1, 2, 3):
         check(kernel, packed, normal(shape), threads=threads)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (3, 3, 7, 7), (1, 3, 9, 33)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_hides_neighbouring_pixels(kernel: str, shape: tuple[int, ...], stride: int) -> None:
+    packed = pack_conv(sparse((8, 3, 3, 3), 0.4), strides=(stride, stride), pads=(1, 1, 1, 1))
+    native = Kernel(packed, kernel)
+    for y, x_at in ((0, 0), (shape[2] // 2, shape[3] - 1), (shape[2] - 1, shape[3] // 2)):
+        x = normal(shape)
+        x[-1, 1, y, x_at] = np.nan
+        want = np.isnan(sparse_conv(x, packed))
+        assert want.any() and not want.all()
+        assert np.array_equal(np.isnan(native.run(x)), want)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

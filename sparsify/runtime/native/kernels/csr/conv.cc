@@ -18,6 +18,11 @@ namespace {
 constexpr int64_t kLargestIndex = int64_t{1} << 40;
 constexpr int64_t kCopiedPlanes = 16;  // of a task
 
+// Output rows or columns whose tap lies inside the image.
+struct Inside {
+  int64_t first, last;
+};
+
 // Where the taps of one input size are found.
 struct Geometry {
   int64_t height, width, out_height, out_width;
@@ -26,6 +31,7 @@ struct Geometry {
   std::vector<int64_t> phases;        // used ones: y phase * horizontal stride + x phase
   int64_t channel_stride, image_stride;
   std::vector<int64_t> taps;  // [kernel height * kernel width] offset inside a channel, seen from pixel 0
+  std::vector<Inside> rows, columns;  // of each row and column of the kernel
 
   int64_t pixels() const { return out_height * out_width; }
   int64_t planes() const { return static_cast<int64_t>(phases.size()); }
@@ -36,6 +42,17 @@ int64_t OutputExtent(int64_t input, int64_t pads, int64_t kernel, int64_t dilati
   return span < 0 ? 0 : span / stride + 1;
 }
 
+std::vector<Inside> FindInside(int64_t input, int64_t output, int64_t pad, int64_t kernel, int64_t dilation,
+                               int64_t stride) {
+  std::vector<Inside> all;
+  for (int64_t at = -pad; kernel > 0; --kernel, at += dilation) {
+    const int64_t first = at < 0 ? (stride - 1 - at) / stride : 0;
+    const int64_t last = at < input ? (input - at + stride - 1) / stride : 0;
+    all.push_back({first, std::min(last, output)});
+  }
+  return all;
+}
+
 int64_t FloorMod(int64_t a, int64_t b) { return (a % b + b) % b; }
 
 Geometry MakeGeometry(const ConvAttributes& a, int64_t height, int64_t width) {
@@ -44,6 +61,8 @@ Geometry MakeGeometry(const ConvAttributes& a, int64_t height, int64_t width) {
   g.width = width;
   g.out_height = OutputExtent(height, a.pads[0] + a.pads[2], a.kernel[0], a.dilations[0], a.strides[0]);
   g.out_width = OutputExtent(width, a.pads[1] + a.pads[3], a.kernel[1], a.dilations[1], a.strides[1]);
+  g.rows = FindInside(height, g.out_height, a.pads[0], a.kernel[0], a.dilations[0], a.strides[0]);
+  g.columns = FindInside(width, g.out_width, a.pads[1], a.kernel[1], a.dilations[1], a.strides[1]);
   g.direct = a.strides[0] == 1 && a.strides[1] == 1;
   g.plane_height = (height + a.strides[0] - 1) / a.strides[0];
   g.plane_width = (width + a.strides[1] - 1) / a.strides[1];
@@ -90,6 +109,7 @@ class Pixels {
         geometry_(g),
         rows_(static_cast<size_t>(a.kernel[0])),
         columns_(static_cast<size_t>(a.kernel[1])) {
+    masks_.reserve(static_cast<size_t>((count + kGroup) / kGroup) * g.taps.size());
     const int64_t pixels = g.pixels();
     const bool flat = g.out_width == g.plane_width;
     for (int64_t column = 0; column < count;) {
@@ -122,22 +142,23 @@ class Pixels {
  private:
   // The lanes of a piece that begins at output pixel (y, x), for each tap those inside the image.
   void AddMasks(int64_t y, int64_t x, int64_t lane, int64_t length) {
-    const ConvAttributes& a = attributes_;
+    const auto bits = [](int64_t count) { return (uint32_t{1} << count) - 1; };
     std::fill(rows_.begin(), rows_.end(), 0u);
     std::fill(columns_.begin(), columns_.end(), 0u);
-    for (int64_t i = lane; i < lane + length; ++i) {
+    for (int64_t end = lane + length; lane < end; ++y, x = 0) {
+      // Lane i is column i - shift of this row.
+      const int64_t shift = lane - x, stop = std::min(end, shift + geometry_.out_width);
       for (size_t r = 0; r < rows_.size(); ++r) {
-        const int64_t at = y * a.strides[0] + static_cast<int64_t>(r) * a.dilations[0] - a.pads[0];
-        rows_[r] |= static_cast<uint32_t>(at >= 0 && at < geometry_.height) << i;
+        const Inside& inside = geometry_.rows[r];
+        if (y >= inside.first && y < inside.last) rows_[r] |= bits(stop) & ~bits(lane);
       }
       for (size_t s = 0; s < columns_.size(); ++s) {
-        const int64_t at = x * a.strides[1] + static_cast<int64_t>(s) * a.dilations[1] - a.pads[1];
-        columns_[s] |= static_cast<uint32_t>(at >= 0 && at < geometry_.width) << i;
+        const Inside& inside = geometry_.columns[s];
+        const int64_t first = std::max(lane, inside.first + shift),
+                      last = std::min(stop, inside.last + shift);
+        if (first < last) columns_[s] |= bits(last) & ~bits(first);
       }
-      if (++x == geometry_.out_width) {
-        x = 0;
-        ++y;
-      }
+      lane = stop;
     }
     for (const uint32_t row : rows_) {
       for (const uint32_t column : columns_) masks_.push_back(static_cast<uint16_t>(row & column));

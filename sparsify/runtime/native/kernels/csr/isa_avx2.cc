@@ -21,6 +21,7 @@ struct V {
   static Register Zero() { return _mm256_setzero_ps(); }
   static Register Set(float v) { return _mm256_set1_ps(v); }
   static Register Load(const float* p) { return _mm256_load_ps(p); }
+  static void Hold(Register*) {}
   static Register LoadAny(const float* p) { return _mm256_loadu_ps(p); }
   static void Store(float* p, Register v) { _mm256_store_ps(p, v); }
   using Mask = __m256i;
@@ -45,8 +46,8 @@ struct V {
       StoreMasked(p, First(n), v);
     }
   }
-  static Register EveryOther(const float* p) {
-    const __m256 pairs = _mm256_shuffle_ps(LoadAny(p), LoadAny(p + 8), 0x88);
+  static Register EveryOther(Register low, Register high) {
+    const __m256 pairs = _mm256_shuffle_ps(low, high, 0x88);
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), 0xd8));
   }
   static Register Add(Register a, Register b) { return _mm256_add_ps(a, b); }

@@ -23,6 +23,11 @@ struct V {
   static Register Zero() { return _mm512_setzero_ps(); }
   static Register Set(float v) { return _mm512_set1_ps(v); }
   static Register Load(const float* p) { return _mm512_load_ps(p); }
+#if defined(__GNUC__)
+  static void Hold(Register* v) { __asm__("" : "+v"(*v)); }
+#else
+  static void Hold(Register*) {}
+#endif
   static Register LoadAny(const float* p) { return _mm512_loadu_ps(p); }
   static void Store(float* p, Register v) { _mm512_store_ps(p, v); }
   using Mask = __mmask16;
@@ -34,9 +39,9 @@ struct V {
   static void StoreAny(float* p, Register v) { _mm512_storeu_ps(p, v); }
   static Register LoadFirst(const float* p, int64_t n) { return LoadMasked(p, First(n)); }
   static void StoreFirst(float* p, int64_t n, Register v) { StoreMasked(p, First(n), v); }
-  static Register EveryOther(const float* p) {
+  static Register EveryOther(Register low, Register high) {
     const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-    return _mm512_permutex2var_ps(LoadAny(p), even, LoadAny(p + 16));
+    return _mm512_permutex2var_ps(low, even, high);
   }
   static Register Add(Register a, Register b) { return _mm512_add_ps(a, b); }
   static Register Mul(Register a, Register b) { return _mm512_mul_ps(a, b); }

@@ -48,8 +48,17 @@ void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel)
         memcpy(&quad, offsets + n, sizeof(quad));
         SPARSIFY_OPAQUE(quad);
       }
-      const size_t offset = in_quad ? static_cast<uint16_t>(quad >> (16 * (n % 4))) : offsets[n];
+      const size_t offset = in_quad ? static_cast<uint16_t>(quad >> (R == 1 ? 0 : 16 * (n % 4))) : offsets[n];
       const char* address = tile + offset * (kStride / kGroup);
+      if (R == 1) {
+        // One register: instructions are the limit. An indexed load is one, and so is an FMA that broadcasts.
+        quad >>= 16;
+        SPARSIFY_OPAQUE(quad);
+        typename V::Register x = V::Load(reinterpret_cast<const float*>(address));
+        V::Hold(&x);
+        sum[n % S][0] = V::MulAdd(x, V::Set(values[n]), sum[n % S][0]);
+        continue;
+      }
       SPARSIFY_OPAQUE(address);  // one address register instead of an indexed operand in every load
       const float* x = reinterpret_cast<const float*>(address);
       const typename V::Register w = V::Set(values[n]);
@@ -257,17 +266,32 @@ void PackPixels(const float* x, const PixelPanel& panel, int64_t first, int64_t 
   }
 }
 
+// Up to a register of each second float of every row.
+template <class V>
+void TakeSecond(const float* x, int64_t rows, int64_t stride, int64_t count, int64_t y_stride, float* y) {
+  const int64_t last = 2 * count - 1;  // floats from the first to the last wanted
+  const typename V::Mask low = V::First(last), store = V::First(count);
+  const typename V::Mask high = V::First(last > V::kWidth ? last - V::kWidth : 0);
+  for (int64_t i = 0; i < rows; ++i) {
+    const typename V::Register a = V::LoadMasked(x + i * stride, low);
+    const typename V::Register b =
+        last > V::kWidth ? V::LoadMasked(x + i * stride + V::kWidth, high) : V::Zero();
+    V::StoreMasked(y + i * y_stride, store, V::EveryOther(a, b));
+  }
+}
+
 // Strides of two are what networks use; the others are rare.
 template <class V>
 void TakeEvery(const float* x, int64_t rows, int64_t stride, int64_t count, int64_t step, float* y) {
-  for (int64_t i = 0; i < rows; ++i) {
-    int64_t j = 0;
-    if (step == 2) {
-      for (; j + V::kWidth < count; j += V::kWidth) V::StoreAny(y + j, V::EveryOther(x + 2 * j));
+  if (step == 2 && count > V::kWidth / 2) {
+    for (int64_t j = 0; j < count; j += V::kWidth) {
+      const int64_t left = count - j < V::kWidth ? count - j : V::kWidth;
+      TakeSecond<V>(x + 2 * j, rows, stride, left, count, y + j);
     }
-    for (; j < count; ++j) y[j] = x[j * step];
-    x += stride;
-    y += count;
+    return;
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < count; ++j) y[i * count + j] = x[i * stride + j * step];
   }
 }
 

@@ -3,8 +3,8 @@
 A node is a product of a weight [out, k] with `columns` columns (rows of activations, output pixels):
 
     dense  = max(2 · out · k · columns / DENSE_RATE, 4 · out · k / STREAM)
-    sparse = CALL + PACK · (k + out) · columns + 2 · nonzeros · columns / rate(columns)
-    rate   = SPARSE_RATE · columns / (columns + HALF_RATE)
+    sparse = call + pack · (k + out) · columns + 2 · nonzeros · columns / speed
+    speed  = rate · columns / (columns + half)
 
 Only ratios of these decide, and they carry over between machines better than times do; `tune` measures
 where that is not good enough.
@@ -18,17 +18,36 @@ from dataclasses import dataclass
 from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.graph import Graph
 
-# Fitted to one thread of an AVX-512 server core (2 FMA units, 2.5 GHz), float32, ONNX Runtime 1.31 in the
-# same process: linear layers 32…2048 wide with 1, 16, 128 rows and convolutions of ResNet-50's shapes,
-# densities 0.05…0.5. Of those 204 comparisons, the rule below makes sparse none that measured slower by more
-# than a fifth or by more than 10 µs.
 DENSE_RATE = 125.0  # FLOP/ns of ONNX Runtime's matrix products and convolutions
 STREAM = 22.0  # bytes/ns at which dense weights are read when they are used once
-SPARSE_RATE = 85.0  # FLOP/ns of the csr kernels on many columns
-HALF_RATE = 14.0  # columns at which they reach half of that
-PACK = 0.45  # ns an element of input or output that is brought into panels and back
-LINEAR_CALL = 4e3  # ns that a sparse linear node costs whatever its size
-CONV_CALL = 15e3  # the same for a convolution, which also lays out its input
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the csr kernels of one operator cost.
+
+    Attributes:
+        call: ns that a node costs whatever its size.
+        pack: ns an element of input or output that is brought into panels and back.
+        rate: FLOP/ns on many columns.
+        half: Columns at which half of that is reached.
+    """
+
+    call: float
+    pack: float
+    rate: float
+    half: float
+
+
+# Fitted to one thread of an AVX-512 server core (2 FMA units, 2.5 GHz), float32, beside ONNX Runtime 1.31 in
+# the same process. LINEAR: layers 32…2048 wide with 1, 16, 128 rows, densities 0.05…0.5, with an earlier
+# version of the kernels, whose part for linear layers has changed little since. CONV: 16 shapes, among them
+# ResNet-50's 3×3 convolutions of stride 1 and maps of 4×4 and 8×8, 1×1 and 3×3, batch 1, 8 and 64, densities
+# 0.1, 0.25, 0.5: 92 times, which it meets within a quarter (root mean square of the logarithm). DENSE_RATE
+# was left as it was: dense convolutions on small maps run at 60…100. Of these 92 comparisons the rule makes
+# 49 sparse, the slowest of them 1.14× as fast as dense; of the others 19 would have gained 1.15× or more.
+LINEAR = Kernel(call=4e3, pack=0.45, rate=85.0, half=14.0)
+CONV = Kernel(call=10e3, pack=0.30, rate=75.0, half=8.0)
 
 WORTHWHILE = 1.1
 """Estimated speedup from which a node becomes sparse: the mean over what its columns may be."""
@@ -89,9 +108,9 @@ def speedup(candidate: Candidate, size: int, *, density: float | None = None) ->
     k = math.prod(taps)
     kept = candidate.density if density is None else density
     dense = max(2.0 * outputs * k * size / DENSE_RATE, 4.0 * outputs * k / STREAM)
-    rate = SPARSE_RATE * size / (size + HALF_RATE)
-    call = LINEAR_CALL if candidate.geometry is None else CONV_CALL
-    sparse = call + PACK * (k + outputs) * size + 2.0 * kept * outputs * k * size / rate
+    kernel = LINEAR if candidate.geometry is None else CONV
+    speed = kernel.rate * size / (size + kernel.half)
+    sparse = kernel.call + kernel.pack * (k + outputs) * size + 2.0 * kept * outputs * k * size / speed
     return dense / sparse
 
 

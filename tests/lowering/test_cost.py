@@ -42,6 +42,9 @@ def convolution(out, channels, kernel, side, density):
         (convolution(256, 256, 3, 14, 0.7), None),
         (convolution(16, 16, 3, 8, 0.1), None),
         (convolution(256, 64, 1, 56, 0.1), "csr"),
+        (convolution(256, 256, 3, 4, 0.25), "csr"),
+        (convolution(128, 64, 3, 8, 0.25), "csr"),
+        (convolution(64, 3, 3, 16, 0.25), None),
     ],
 )
 def test_clear_cases(made, layout):

@@ -31,8 +31,8 @@ img {{ max-width: 100% }} .note {{ color: #555 }}
 <h1>The same FLOPs, spent sparsely</h1>
 <p>A residual CNN for scikit-learn's digits was trained for {steps} steps three times: as it is, as a
 Sparse-Wide model of the same FLOPs (RigL masks, SμPar learning rates), and as a dense model of the wide
-shape, which costs {cost:.1f}× the FLOPs and shows what there is to gain. All use the dense hyper-
-parameters. Digits are easy: differences within the standard errors are chance.</p>
+shape, which costs {cost:.1f}× the FLOPs and shows what there is to gain. All use the dense model's
+hyper-parameters. Digits are easy: differences within the standard errors are chance.</p>
 {table}
 <p class="note">{environment}</p>
 <h2>Accuracy while training</h2><img alt="test accuracy against steps" src="{accuracy}">
@@ -139,7 +139,7 @@ def _latency_plot(columns: Mapping[str, Any]) -> str:
             axis.barh(place, latency["p50"], xerr=spread, color=COLORS[name], height=0.6)
             axis.text(0, place + 0.42, label, fontsize=9, color="#444")
         axis.set_yticks([])
-        axis.invert_yaxis()
+        axis.set_ylim(len(COLUMNS) - 0.4, -0.4)
         axis.set_xlabel(f"ms, batch {batch}")
     return _embed(figure)
 

@@ -88,12 +88,13 @@ def inspect(
         for layer in found.layers
     ]
     dense_flops = sum(layer["flops"] for layer in layers) + int(found.other_flops.evaluate(sizes))
+    parameters = _parameters(model)
     return {
         "file": str(path),
         "kind": "torch",
         "family": None if plan is None else plan.options.family,
-        "parameters": _parameters(model)["stored"],
-        "nonzero": _parameters(model)["nonzero"],
+        "parameters": parameters["stored"],
+        "nonzero": parameters["nonzero"],
         "flops": dense_flops,
         "layers": layers,
         "groups": graph_facts.describe(found),

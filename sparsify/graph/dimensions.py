@@ -17,6 +17,17 @@ from sparsify.errors import Refusal
 from sparsify.graph.poly import Poly, product
 from sparsify.graph.widths import RUNTIME, Widths
 
+CONVOLUTIONS = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+)
+"""ATen names of convolutions called as functions."""
+
 Dims = tuple[Poly, ...]
 #: A tensor's dimensions, an integer, one value for each output, or nothing that has a size.
 Value = Dims | Poly | list[Any] | None

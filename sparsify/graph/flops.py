@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
-from sparsify.graph.dimensions import Call, Dimensions, Dims, operator_name
+from sparsify.graph.dimensions import CONVOLUTIONS, Call, Dimensions, Dims, operator_name
 from sparsify.graph.poly import Poly, product
 
 Rule = Callable[[Node, Dimensions], Poly]
@@ -52,7 +52,11 @@ def _functional(node: Node, dimensions: Dimensions) -> Poly:
 def _matmul(node: Node, dimensions: Dimensions) -> Poly:
     left, right = node.args[-2:] if operator_name(node) in {"addmm", "baddbmm", "addbmm"} else node.args[:2]
     a, b = _shape(left, dimensions), _shape(right, dimensions)
-    return product([*_shape(node, dimensions), a[-1]]) * 2 if a and b else Poly(0)
+    if not (a and b):
+        return Poly(0)
+    if operator_name(node) == "addbmm":  # sums over the batch, which its output does not show
+        return product([*a, b[-1]]) * 2
+    return product([*_shape(node, dimensions), a[-1]]) * 2
 
 
 def _attention(query: Dims, key: Dims, value: Dims) -> Poly:
@@ -82,20 +86,8 @@ def _einsum(node: Node, dimensions: Dimensions) -> Poly:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("matmul", "mm", "bmm", "addmm", "baddbmm"), _matmul),
-    **dict.fromkeys(
-        (
-            "linear",
-            "conv1d",
-            "conv2d",
-            "conv3d",
-            "convolution",
-            "conv_transpose1d",
-            "conv_transpose2d",
-            "conv_transpose3d",
-        ),
-        _functional,
-    ),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner", "addmm", "baddbmm", "addbmm"), _matmul),
+    **dict.fromkeys(("linear", *CONVOLUTIONS), _functional),
     "scaled_dot_product_attention": _attention_call,
     "einsum": _einsum,
 }

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from sparsify.graph.dimensions import Call, Dimensions, Dims, Unsolved, Value, module_path
+from sparsify.graph.dimensions import (
+    CONVOLUTIONS,
+    Call,
+    Dimensions,
+    Dims,
+    Unsolved,
+    Value,
+    module_path,
+)
 from sparsify.graph.poly import Poly
 from sparsify.graph.rules_elementwise import Rule
 
@@ -178,16 +186,5 @@ RULES: dict[str, Rule] = {
     "scaled_dot_product_attention": attention,
     "einsum": einsum,
     "outer": outer,
-    **dict.fromkeys(
-        (
-            "conv1d",
-            "conv2d",
-            "conv3d",
-            "convolution",
-            "conv_transpose1d",
-            "conv_transpose2d",
-            "conv_transpose3d",
-        ),
-        convolution,
-    ),
+    **dict.fromkeys(CONVOLUTIONS, convolution),
 }

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsify.graph.facts import Facts
+from sparsify.graph.facts import Facts, facts
+from sparsify.graph.trace import trace
 from tests.graph.widening import facts_of, grown, model_facts, present, widened
 from tests.models import MODELS
 
@@ -89,3 +90,30 @@ def test_a_shared_layer_counts_for_every_call() -> None:
     _, found = facts_of(Repeated(), torch.randn(2, 3))
     assert [layer.fqn for layer in found.layers] == ["first", "shared", "last"]
     assert found.layers[1].flops.evaluate(present(found)) == 3 * (2 * 2 * 6 * 6)
+
+
+class RareProduct(nn.Module):
+    """One product of each rarer kind, beside a layer of 2·2·6·6 FLOPs."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.kind = nn.Linear(6, 6), kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        if self.kind == "mv":
+            return torch.mv(y, y[0])
+        if self.kind == "dot":
+            return torch.dot(y[0], y[1])
+        if self.kind == "inner":
+            return torch.inner(y, y)
+        batches = y.reshape(-1, 2, 3)
+        return torch.addbmm(torch.zeros(2, 2), batches, batches.transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "products"), [("mv", 2 * 6), ("dot", 6), ("inner", 2 * 2 * 6), ("addbmm", 2 * 2 * 3 * 2)]
+)
+def test_rarer_products_are_counted(kind: str, products: int) -> None:
+    found = facts(trace(RareProduct(kind).eval(), (torch.randn(2, 6),), dynamic=False))
+    assert total(found, present(found)) == 2 * (2 * 6 * 6 + products)

@@ -16,6 +16,7 @@ from sparsify.errors import Refusal
 from sparsify.graph.couplings import couple, settle
 from sparsify.graph.dimensions import Dimensions, Dims, flat_sizes, operator_name
 from sparsify.graph.flops import node_flops
+from sparsify.graph.following import NOTHING, Following, common, following
 from sparsify.graph.poly import Poly
 from sparsify.graph.roles import batch_norm_follows, residual_additions, roles
 from sparsify.graph.traced import Traced
@@ -58,6 +59,8 @@ class LayerFacts:
         batchnorm_follows: Whether a batch normalization reads the output.
         groups: Convolution groups over width symbols (a depthwise layer's follow its channels); 1 otherwise.
         node: Name of the first graph node that calls it.
+        follows: What reads the output, alone, up to the first nonlinearity; nothing where calls differ.
+        functional: Whether the weight is read by an operator of the graph, not by a module of its own.
     """
 
     fqn: str
@@ -69,6 +72,8 @@ class LayerFacts:
     batchnorm_follows: bool
     groups: Poly
     node: str
+    follows: Following = NOTHING
+    functional: bool = False
 
 
 @dataclass(frozen=True)
@@ -287,6 +292,8 @@ class _Assembly:
                 batchnorm_follows=all(batch_norm_follows(self._module, one) for one in nodes),
                 groups=self._name(self._convolution_groups(node)),
                 node=node.name,
+                follows=common([following(self._module, one) for one in nodes]),
+                functional=module is None,
             )
 
     def _convolution_groups(self, node: Node) -> Poly:

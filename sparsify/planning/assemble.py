@@ -10,7 +10,14 @@ from sparsify.graph.facts import LayerFacts
 from sparsify.planning.budget import total_flops
 from sparsify.planning.cost import Cost, Weight
 from sparsify.planning.fingerprint import fingerprint
-from sparsify.planning.schema import Plan, PlanFlops, PlanGroup, PlanLayer, PlanOptions
+from sparsify.planning.schema import (
+    Plan,
+    PlanFlops,
+    PlanGroup,
+    PlanLayer,
+    PlanOptions,
+    PlanTensor,
+)
 
 
 def assemble(
@@ -70,6 +77,7 @@ def _layer(
         nnz=count,
         groups=touched,
         reason=reason,
+        tensors=(PlanTensor(weight.fqn, "weight", shape, count, nnz is not None),),
     )
 
 

@@ -16,7 +16,7 @@ from sparsify.errors import InvalidPlanError, Refusal
 from sparsify.planning.json_form import build, members
 
 FORMAT = "sparsify.plan"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class PlanOptions:
     """The options a plan was made from.
 
     Attributes:
-        family: `wide` widens and masks at equal FLOPs; `masked` masks only, without a budget.
+        family: `wide`, `parallel`, `factorized` or `doped` at equal FLOPs; `auto` chooses one of them layer
+            by layer; `masked` masks only, without a budget.
         sparsity: Removed share of the masked weights, None when the width alone was given.
         width: Width factor, None when the sparsity alone was given.
         pattern: What a mask may look like.
@@ -33,6 +34,11 @@ class PlanOptions:
         distribution: How density is spread over the masked layers.
         keep_dense: fnmatch patterns of layers that are not masked.
         only: fnmatch patterns of the only layers that may be masked; empty means all.
+        heads: Whether the wide family may widen groups that attention products are made of.
+        sparse_factors: Whether a factorized layer masks `both` factors or the `first` only.
+        branch_nonlinearity: `auto` takes what follows a layer in the user's graph; `none`, or the name of a
+            nonlinearity, overrides it.
+        multiple: What widths are rounded to, in channels.
     """
 
     family: str = "wide"
@@ -44,6 +50,10 @@ class PlanOptions:
     distribution: str = "uniform"
     keep_dense: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    heads: bool = True
+    sparse_factors: str = "both"
+    branch_nonlinearity: str = "auto"
+    multiple: int = 8
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,25 @@ class PlanGroup:
 
 
 @dataclass(frozen=True)
+class PlanTensor:
+    """One weight tensor that a layer becomes.
+
+    Attributes:
+        fqn: Path of the parameter in the rewritten model.
+        part: `weight`, or `branch` (parallel), `u` and `v` (factorized, doped), `sparse` (doped).
+        shape: Its shape.
+        nnz: Number of kept weights.
+        masked: Whether it gets a mask.
+    """
+
+    fqn: str
+    part: str
+    shape: tuple[int, ...]
+    nnz: int
+    masked: bool
+
+
+@dataclass(frozen=True)
 class PlanLayer:
     """What becomes of one layer, and why.
 
@@ -95,17 +124,23 @@ class PlanLayer:
         fqn: Path of the module in the user's model.
         kind: `linear`, `conv1d`, `conv2d`, `conv3d` or `embedding`.
         role: Role in the network, as `graph.facts` gives it.
-        family: `wide`, `masked`, or `dense` for a layer without a mask.
-        density: Kept share of the weight, counted: nnz / size.
+        family: `wide`, `parallel`, `factorized`, `doped`, `masked`, or `dense` for a layer that stays.
+        density: Kept share of the masked tensors, counted: of the weight, of all branches together, of U (and
+            V), of the sparse part.
         width: Output width over the given model's.
         flops: FLOPs at that width and density.
         dense_flops: FLOPs in the given model.
-        weight: Path of the weight parameter.
-        shape: Planned shape of the weight.
+        weight: Path of the weight parameter in the given model.
+        shape: Shape of the dense weight at the planned widths.
         dense_shape: Shape in the given model.
-        nnz: Number of kept weights.
+        nnz: Number of kept weights, over all tensors.
         groups: Width groups that the weight touches.
         reason: Why the layer is treated so.
+        branches: Number of parallel branches.
+        rank: Inner width of a factorized or doped layer, over all convolution groups; 0 for the others.
+        nonlinearity: Inside every branch, or between U and V: `none`; `follows` for that of the given model;
+            or the name of one that is inserted.
+        tensors: The weights that the layer becomes.
     """
 
     fqn: str
@@ -122,10 +157,14 @@ class PlanLayer:
     nnz: int
     groups: tuple[str, ...]
     reason: str
+    branches: int = 1
+    rank: int = 0
+    nonlinearity: str = "none"
+    tensors: tuple[PlanTensor, ...] = ()
 
     @property
     def masked(self) -> bool:
-        """Whether the layer gets a mask."""
+        """Whether the layer is rewritten; some of its tensors get a mask."""
         return self.family != "dense"
 
 
@@ -161,9 +200,9 @@ class Plan:
     @property
     def density(self) -> float:
         """Kept share of all masked weights together; 1 where none is masked."""
-        kept = {layer.weight: (layer.nnz, _size(layer.shape)) for layer in self.layers if layer.masked}
-        total = sum(size for _, size in kept.values())
-        return sum(nnz for nnz, _ in kept.values()) / total if total else 1.0
+        masked = {tensor.fqn: tensor for layer in self.layers for tensor in layer.tensors if tensor.masked}
+        total = sum(_size(tensor.shape) for tensor in masked.values())
+        return sum(tensor.nnz for tensor in masked.values()) / total if total else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as plain JSON values."""

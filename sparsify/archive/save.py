@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import nn
@@ -60,7 +61,26 @@ def save(model: nn.Module, path: str | Path) -> None:
     extra = json.dumps(content, allow_nan=False)
     program = _export(plain, model.sparsify)
     with replacing(Path(path)) as temporary:
-        torch.export.save(program, str(temporary), extra_files={RECORD_FILE: extra})
+        with _Sink(temporary, "w+b") as sink:
+            torch.export.save(program, cast(IO[bytes], sink), extra_files={RECORD_FILE: extra})
+        if sink.failure is not None:
+            raise sink.failure
+
+
+class _Sink(io.FileIO):
+    """A file that remembers its first failure: torch's archive writer ends the process on one."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while len(rest) and self.failure is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.failure = error
+        return size
 
 
 def _with_plain_outputs(model: SparseGraphModule) -> tuple[torch.fx.GraphModule, list[dict[str, Any]]]:

@@ -24,15 +24,25 @@ _TENSOR = "__tensor__"
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint so that `path` holds either the old state or the new one, whatever happens."""
+    """Writes a checkpoint so that `path` holds either the old state or the new one, whatever happens.
+
+    Raises:
+        UserError: When the file cannot be written; the one before it stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     tree = _take_tensors(dict(state), "", tensors)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"version": str(VERSION), "state": json.dumps(tree)})
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        save_file(tensors, temporary, metadata={"version": str(VERSION), "state": json.dumps(tree)})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"checkpoint {path} cannot be written: {error}; make room, then go on with --resume"
+        ) from error
     _sync_folder(path.parent)
 
 

@@ -132,20 +132,19 @@ def test_only_models_of_ours_are_saved(tmp_path: Path) -> None:
         save(MLP(), tmp_path / "m.pt2")
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="limits on file sizes exist on POSIX systems only")
     path = tmp_path / "m.pt2"
     save(masked_mlp(), path)
     before = path.read_bytes()
-
-    def full(program: object, file: str, **options: object) -> None:
-        Path(file).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch.export, "save", full)
-    with pytest.raises(UserError, match="No space left"):
-        save(masked_mlp(), path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, len(before) // 2, len(before) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(UserError, match=r"cannot write .*m\.pt2: .*File too large"):
+                save(masked_mlp(), path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt2"]
 

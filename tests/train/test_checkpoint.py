@@ -37,7 +37,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(
         checkpoint.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full"))
     )
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"disk full.*--resume"):
         checkpoint.write(path, {"step": 2})
     assert checkpoint.read(path) == {"step": 1}
 

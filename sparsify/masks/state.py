@@ -162,7 +162,7 @@ def zero_outside(tensor: Tensor, mask: Tensor) -> None:
 
 
 def verify_masks(model: nn.Module) -> None:
-    """Checks that every weight outside its mask is zero.
+    """Checks that every weight outside its mask is zero; weights on the meta device have no values.
 
     Raises:
         SparsifyError: Naming the parameters where it is not.
@@ -170,7 +170,8 @@ def verify_masks(model: nn.Module) -> None:
     broken = [
         f"{fqn} ({n} weights)"
         for fqn, entry in masked_parameters(model).items()
-        if (n := int(torch.count_nonzero((entry.param.detach() != 0) & ~entry.mask)))
+        if not entry.param.is_meta
+        and (n := int(torch.count_nonzero((entry.param.detach() != 0) & ~entry.mask)))
     ]
     if broken:
         raise SparsifyError(

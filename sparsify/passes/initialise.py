@@ -3,7 +3,7 @@
 From scratch, weights are N(0, (σ·c)²) with σ the base standard deviation and c the parameterization's
 `init_std` of the tensor. Biases, norm gains and other vectors keep a constant if they held one, else get the
 defaults of their module. Embeddings and free parameters keep their values where their shape is the same and
-are drawn anew at their own mean and standard deviation where it grew.
+are drawn anew at their own mean and standard deviation where it grew. Nothing is drawn on the meta device.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Initialise(Pass):
         trained: list[str] = []
         modified = 0
         for name, parameter in graph.named_parameters():
+            if parameter.is_meta:
+                continue
             modified += self._fill(graph, name, parameter, given[name], layers.get(name), trained)
         for module in graph.modules():
             if isinstance(module, _NormBase):
@@ -61,7 +63,8 @@ class Initialise(Pass):
     def ensures(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
         """No value is left undefined: all are finite, since the given ones were."""
         for name, parameter in graph.named_parameters():
-            if parameter.is_floating_point() and parameter.numel() and not _finite(parameter):
+            drawn = parameter.is_floating_point() and parameter.numel() and not parameter.is_meta
+            if drawn and not _finite(parameter):
                 raise self.failed(f"{name} holds NaN or infinite values")
 
     def _fill(

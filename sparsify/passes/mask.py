@@ -15,7 +15,8 @@ from sparsify.planning import Plan
 class Mask(Pass):
     """Random masks for new weights, masks of the largest magnitudes for kept ones; counts the masks.
 
-    A layer that the plan leaves alone keeps the mask it came with, if its weights are kept.
+    A layer that the plan leaves alone keeps the mask it came with, if its weights are kept. On the meta
+    device masks have shapes and no entries.
     """
 
     name = "mask"
@@ -26,7 +27,9 @@ class Mask(Pass):
         for fqn, nnz in wanted.items():
             path, _, leaf = fqn.rpartition(".")
             weight = graph.get_parameter(fqn)
-            if self.context.init == "preserve":
+            if weight.is_meta:
+                mask = torch.empty_like(weight, dtype=torch.bool)
+            elif self.context.init == "preserve":
                 mask = topk_mask(weight.detach().abs(), nnz)
             else:
                 source = generator(self.context.seed, "mask", fqn, weight.device)
@@ -45,7 +48,8 @@ class Mask(Pass):
                 f"masks differ from the plan at {sorted(set(found) ^ (set(wanted) | set(given)))}"
             )
         for fqn, nnz in wanted.items():
-            if int(torch.count_nonzero(found[fqn].mask)) != nnz:
+            mask = found[fqn].mask
+            if not mask.is_meta and int(torch.count_nonzero(mask)) != nnz:
                 raise self.failed(f"{fqn} has another number of active weights than {nnz}")
         verify_masks(graph)
 

@@ -129,7 +129,7 @@ def _check_finite(module: torch.fx.GraphModule) -> None:
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     parameters = {name for name, _ in module.named_parameters()}
     for name, tensor in tensors.items():
-        if name in parameters and tensor.is_floating_point() and tensor.numel():
+        if name in parameters and tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
             low, high = torch.aminmax(tensor.detach())
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise UserError(

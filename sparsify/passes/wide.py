@@ -57,12 +57,12 @@ class Wide(Pass):
         """Every tensor has its planned shape and none shares memory with the given model."""
         shapes = planned_shapes(self.context.facts, plan)
         given = {
-            tensor.data_ptr() for tensor in _tensors(self.context.traced.module).values() if tensor.numel()
+            _memory(tensor) for tensor in _tensors(self.context.traced.module).values() if tensor.numel()
         }
         for name, tensor in _tensors(graph).items():
             if tuple(tensor.shape) != shapes[name]:
                 raise self.failed(f"{name} has shape {tuple(tensor.shape)}, planned was {shapes[name]}")
-            if tensor.numel() and tensor.data_ptr() in given:
+            if tensor.numel() and _memory(tensor) in given:
                 raise self.failed(f"{name} shares memory with the given model")
 
     def _match_modules(self, result: nn.Module, plan: Plan) -> None:
@@ -92,6 +92,11 @@ def planned_shapes(facts: Facts, plan: Plan) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter and buffer at the planned widths."""
     widths = plan.widths
     return {name: tuple(dim.evaluate(widths) for dim in dims) for name, dims in facts.parameters.items()}
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where a tensor's values lie; the object itself on the meta device, which has none."""
+    return id(tensor) if tensor.is_meta else tensor.data_ptr()
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -142,7 +143,7 @@ def run_fake(
     environment: dict[Node, Any] = {}
     pending = iter(inputs)
     last_use = _last_uses(fakes.module)
-    with torch.no_grad(), _converting(fakes.mode), fakes.mode:
+    with torch.no_grad(), _converting(fakes.mode), enable_python_dispatcher(), fakes.mode:
         for node in fakes.module.graph.nodes:
             if node.op == "output":
                 break

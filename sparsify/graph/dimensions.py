@@ -152,8 +152,13 @@ class Dimensions:
             raise Unsolved("shapes have different ranks")
         return tuple(self.unify(a, b, node) for a, b in zip(left, right, strict=True))
 
-    def part(self, size: Poly, count: int) -> Poly:
+    def part(self, size: Poly, count: int, *, inner: bool = False) -> Poly:
         """A size divided by a number that stays; each section of a joined dimension is divided.
+
+        Args:
+            size: The size.
+            count: The number.
+            inner: Whether entries `count` apart belong together, not runs of `size / count` of them.
 
         Raises:
             Unsolved: it cannot be divided in one way only.
@@ -161,6 +166,7 @@ class Dimensions:
         rest = self.widths.factor(size, Poly(count))
         if rest is None:
             raise Unsolved(f"a width {self.widths.value(size)} does not divide into {count} parts in one way")
+        self.widths.layouts.made(size, "product", (rest, Poly(count)) if inner else (Poly(count), rest))
         return rest
 
     def broadcast(self, shapes: list[Dims], node: Node) -> Dims:
@@ -291,6 +297,7 @@ class Dimensions:
         key = (source, axis)
         if key not in self._sections:
             parts = [self.widths.fresh(end - start) for start, end in pairwise(cuts)]
+            self.widths.layouts.made(size, "sum", parts)
             self.unify(size, sum(parts, Poly(0)), source)
             position, positions = Poly(0), {0: Poly(0)}
             for cut, part in zip(cuts[1:], parts, strict=True):

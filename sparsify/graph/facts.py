@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from math import gcd
 from typing import Any
@@ -17,6 +17,7 @@ from sparsify.graph.couplings import couple, settle
 from sparsify.graph.dimensions import Dimensions, Dims, flat_sizes, operator_name
 from sparsify.graph.flops import node_flops
 from sparsify.graph.following import NOTHING, Following, common, following
+from sparsify.graph.layout import Layout
 from sparsify.graph.poly import Poly
 from sparsify.graph.roles import batch_norm_follows, residual_additions, roles
 from sparsify.graph.traced import Traced
@@ -96,6 +97,7 @@ class Facts:
         literals: Sizes baked into the graph that must follow the widths.
         other_flops: FLOPs outside of ``layers``: attention products and other matrix products.
         refusals: Operators that no rule knows, and what they pin.
+        layouts: In which order the dimensions of every parameter and buffer are made of widths.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -104,6 +106,7 @@ class Facts:
     literals: tuple[Literal, ...]
     other_flops: Poly
     refusals: tuple[Refusal, ...]
+    layouts: Mapping[str, tuple[Layout, ...]] = field(default_factory=dict)
 
 
 _KINDS: dict[type[nn.Module], str] = {
@@ -199,6 +202,7 @@ class _Assembly:
             literals=tuple(self._literals()),
             other_flops=self._flops(others),
             refusals=tuple(self._dimensions.refusals),
+            layouts={name: self._layout(shape) for name, shape in self._shapes.items()},
         )
 
     def _groups(self) -> dict[str, list[tuple[str, int]]]:
@@ -332,6 +336,10 @@ class _Assembly:
             value = self._name(size)
             if value.constant is None:
                 yield Literal(node.name, path, value)
+
+    def _layout(self, shape: Dims) -> tuple[Layout, ...]:
+        found = (self._widths.layouts.of(size, self._widths.resolve) for size in shape)
+        return tuple(layout.named(self._name) for layout in found)
 
     def _name(self, size: Poly) -> Poly:
         return self._widths.resolve(size).substitute(self._ids)

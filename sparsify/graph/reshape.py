@@ -67,6 +67,7 @@ class _Reader:
                 rest = self._widths.factor(size, part)
                 if rest is None:
                     raise Unsolved(f"a size {self._widths.resolve(size)} can be split in several ways")
+                self._widths.layouts.made(size, "product", (part, rest))
                 taken.append(part)
                 self._rest.append(rest)
                 need = 1

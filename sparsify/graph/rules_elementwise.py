@@ -39,6 +39,7 @@ def glu(call: Call, dimensions: Dimensions) -> Value:
     x = dimensions.tensor(call["self"])
     axis = axis_of(call["dim"], len(x))
     half = dimensions.widths.fresh(dimensions.widths.value(x[axis]) // 2)
+    dimensions.widths.layouts.made(x[axis], "product", (Poly(2), half))
     dimensions.unify(x[axis], half * 2, call.node)
     return (*x[:axis], half, *x[axis + 1 :])
 

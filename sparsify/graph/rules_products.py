@@ -86,6 +86,7 @@ def attend(node: Node, shapes: list[Dims], mask: Node | None, grouped: bool, dim
         heads, shared = query[-3], key[-3]
         dimensions.unify(shared, value[-3], node)
         ratio = dimensions.widths.value(heads) // dimensions.widths.value(shared)
+        dimensions.widths.layouts.made(heads, "product", (shared, Poly(ratio)))
         dimensions.unify(heads, shared * ratio, node)
         batch = (*dimensions.broadcast([query[:-3], key[:-3], value[:-3]], node), heads)
     else:
@@ -153,6 +154,8 @@ def _forward_channels(
     depthwise = weight[1].constant == 1 and groups != 1
     if depthwise:
         multiplier = dimensions.widths.value(weight[0]) // dimensions.widths.value(channels)
+        if multiplier > 1:
+            dimensions.widths.layouts.made(weight[0], "product", (channels, Poly(multiplier)))
         dimensions.unify(weight[0], channels * multiplier, node)
         return weight[0]
     if groups == 1:

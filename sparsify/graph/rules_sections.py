@@ -24,7 +24,7 @@ def cat(call: Call, dimensions: Dimensions) -> Value:
     for shape in shapes[1:]:
         for other in set(range(rank)) - {axis}:
             dimensions.unify(shapes[0][other], shape[other], call.node)
-    total = sum((shape[axis] for shape in shapes), Poly(0))
+    total = dimensions.widths.joined(shape[axis] for shape in shapes)
     return (*shapes[0][:axis], total, *shapes[0][axis + 1 :])
 
 
@@ -44,6 +44,7 @@ def split(call: Call, dimensions: Dimensions) -> Value:
     name = "split_size" if "split_size" in call.values else "split_sizes"
     if isinstance(call[name], (list, tuple)):
         sections = [size or Poly(0) for size in dimensions.sizes(call, name)]
+        dimensions.widths.layouts.made(source[axis], "sum", sections)
         dimensions.unify(source[axis], sum(sections, Poly(0)), call.node)
         return [(*source[:axis], size, *source[axis + 1 :]) for size in sections]
     if dimensions.is_fixed(source[axis]):
@@ -66,6 +67,7 @@ def _equal_sections(node: Node, source: Dims, axis: int, section: Poly, dimensio
     count, rest = divmod(dimensions.widths.value(source[axis]), dimensions.widths.value(section))
     if rest:
         raise Unsolved("the last section is smaller than the others")
+    dimensions.widths.layouts.made(source[axis], "product", (Poly(count), section))
     dimensions.unify(source[axis], section * count, node)
     return [(*source[:axis], section, *source[axis + 1 :])] * count
 
@@ -123,7 +125,7 @@ def _strided(call: Call, width: Poly, bounds: tuple[int, int, int], dimensions: 
     size = dimensions.widths.value(width)
     if end != size or start >= step or size % step or call.get("end") not in (None, _END):
         raise Unsolved("a width is read in steps")
-    return dimensions.part(width, step)
+    return dimensions.part(width, step, inner=True)
 
 
 def _cuts(source: Node, axis: int, size: int) -> list[int]:

@@ -149,21 +149,22 @@ def repeat_interleave(call: Call, dimensions: Dimensions) -> Value:
 def pixel_shuffle(call: Call, dimensions: Dimensions) -> Value:
     """C·r² channels to C channels of r-fold resolution."""
     source, factor = dimensions.tensor(call["self"]), call["upscale_factor"]
-    channels = dimensions.part(source[-3], factor**2)
+    channels = dimensions.part(source[-3], factor**2, inner=True)
     return (*source[:-3], channels, *(size * factor for size in source[-2:]))
 
 
 def pixel_unshuffle(call: Call, dimensions: Dimensions) -> Value:
     """C channels to C·r² channels of 1/r of the resolution."""
     source, factor = dimensions.tensor(call["self"]), call["downscale_factor"]
-    return (*source[:-3], source[-3] * factor**2, *dimensions.present(call.node)[-2:])
+    channels = dimensions.widths.flattened((source[-3], Poly(factor**2)))
+    return (*source[:-3], channels, *dimensions.present(call.node)[-2:])
 
 
 def channel_shuffle(call: Call, dimensions: Dimensions) -> Value:
     """Channels in interleaved order; their number is a multiple of the groups."""
     source, groups = dimensions.tensor(call["self"]), call["groups"]
-    dimensions.part(source[1], groups)
-    return source
+    rest = dimensions.part(source[1], groups)
+    return (source[0], dimensions.widths.flattened((rest, Poly(groups))), *source[2:])
 
 
 def complex_pairs(call: Call, dimensions: Dimensions) -> Value:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import gcd
 
+from sparsify.graph.layout import Layouts
 from sparsify.graph.poly import Monomial, Poly, product
 
 RUNTIME = "@"
@@ -37,12 +38,14 @@ class Widths:
         values: Present value of every width symbol, a probe value for every run-time symbol.
         pins: Width symbols that must keep their value.
         ratios: Symbols that count repetitions; where they multiply another width, they stay.
+        layouts: In which order dimensions are made of others.
     """
 
     def __init__(self) -> None:
         self.values: dict[str, int] = {}
         self.pins: dict[str, Pin] = {}
         self.ratios: set[str] = set()
+        self.layouts = Layouts()
         self._substitution: dict[str, Poly] = {}
         self._age: dict[str, int] = {}
         self._factors: dict[str, tuple[Poly, ...]] = {}
@@ -86,6 +89,19 @@ class Widths:
         size = self.fresh(self.value(whole))
         ((name,),) = size.terms
         self._substitution[name], self._factors[name] = whole, tuple(kept)
+        self.layouts.made(size, "product", kept)
+        return size
+
+    def joined(self, parts: Iterable[Poly]) -> Poly:
+        """The size of dimensions one after the other; their order is remembered."""
+        kept = list(parts)
+        whole = self.resolve(sum(kept, Poly(0)))
+        if len(kept) < 2 or whole.constant is not None or any(map(is_runtime, whole.symbols)):
+            return kept[0] if len(kept) == 1 else whole
+        size = self.fresh(self.value(whole))
+        ((name,),) = size.terms
+        self._substitution[name] = whole
+        self.layouts.made(size, "sum", kept)
         return size
 
     def factors(self, size: Poly) -> list[Poly]:
@@ -124,6 +140,7 @@ class Widths:
         Returns:
             False where they differ at present, which means that the caller misread the operator.
         """
+        self.layouts.same(left, right)
         left, right = self.resolve(left), self.resolve(right)
         difference = left - right
         if not difference:

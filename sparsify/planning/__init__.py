@@ -10,6 +10,7 @@ from sparsify.planning.schema import (
     PlanGroup,
     PlanLayer,
     PlanOptions,
+    PlanTensor,
 )
 from sparsify.planning.table import COLUMNS, rows
 
@@ -20,6 +21,7 @@ __all__ = [
     "PlanGroup",
     "PlanLayer",
     "PlanOptions",
+    "PlanTensor",
     "fingerprint",
     "fit",
     "plan",

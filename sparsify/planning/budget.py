@@ -7,15 +7,14 @@ F_f(k·w₀) + ρ·F_m(k·w₀) = B, or the density ρ = (B − F_f(w)) / F_m(w)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import floor
 
 from sparsify.errors import BudgetError
-from sparsify.planning.cost import Cost, Widths
+from sparsify.planning.cost import DEFAULT_MULTIPLE, Cost, Widths
 from sparsify.planning.distribution import Profile, spread
 
-MULTIPLES = (8, 4, 2, 1)
 _WIDEST = 2.0**20
 
 
@@ -37,22 +36,24 @@ def density_at(cost: Cost, profile: Profile, widths: dict[str, int]) -> Solution
     return Solution(widths, spread(_shares(cost, profile, widths), cost.flops(widths), left))
 
 
-def width_for(cost: Cost, profile: Profile, sparsity: float) -> Solution:
+def width_for(cost: Cost, profile: Profile, sparsity: float, multiple: int | None = None) -> Solution:
     """Solves the width factor for a sparsity, rounds every group, and solves the density again.
 
-    Groups are rounded to multiples of 8 channels. In narrow models that may land far from the sparsity asked
-    for; then the finest rounding that is needed to stay near it is taken.
+    Groups are rounded to `multiple` channels; without one, to 8. In narrow models 8 may land far from the
+    sparsity asked for; then the coarsest rounding is taken that stays near it.
 
     Raises:
-        BudgetError: No FLOPs grow with the width.
+        BudgetError: No FLOPs grow with the width, or no density meets the budget at the given multiple.
     """
     density = 1 - sparsity
     factor = _root(lambda k: cost.fixed(cost.scaled(k)) + _masked(cost, profile, k, density) - cost.budget)
     tolerance = 0.25 * min(density, sparsity)
+    if multiple is not None:
+        return _at_multiple(cost, factor, multiple, lambda widths: density_at(cost, profile, widths))
     return _rounded(cost, factor, density, tolerance, lambda widths: density_at(cost, profile, widths))
 
 
-def width_for_layers(cost: Cost, sparsity: float) -> Solution:
+def width_for_layers(cost: Cost, sparsity: float, multiple: int | None = None) -> Solution:
     """The per-layer rule: every masked layer keeps its own FLOPs, the rest of the model grows as it does.
 
     The width factor is the one at which the masked layers together have the density asked for.
@@ -64,6 +65,8 @@ def width_for_layers(cost: Cost, sparsity: float) -> Solution:
     base = sum(cost.flops(cost.base))
     factor = _root(lambda k: density * sum(cost.flops(cost.scaled(k))) - base)
     tolerance = 0.25 * min(density, sparsity)
+    if multiple is not None:
+        return _at_multiple(cost, factor, multiple, lambda widths: density_by_layer(cost, widths))
     return _rounded(cost, factor, density, tolerance, lambda widths: density_by_layer(cost, widths))
 
 
@@ -80,7 +83,13 @@ def density_of(cost: Cost, profile: Profile, sparsity: float, widths: dict[str, 
     return Solution(widths, spread(shares, sizes, (1 - sparsity) * sum(sizes)))
 
 
-def largest_width(cost: Cost) -> float:
+def mean_density(cost: Cost, solution: Solution) -> float:
+    """Kept share of all masked weights together."""
+    sizes = cost.sizes(solution.widths)
+    return sum(size * own for size, own in zip(sizes, solution.densities, strict=True)) / sum(sizes)
+
+
+def largest_width(cost: Cost, multiple: int = 1) -> float:
     """Largest width factor, in hundredths, at which some density meets the budget.
 
     Returns:
@@ -95,7 +104,7 @@ def largest_width(cost: Cost) -> float:
         hundredths = floor(100 * _root(lambda k: excess(cost.scaled(k))))
     except BudgetError:
         return float("inf")
-    while hundredths > 100 and excess(cost.rounded(hundredths / 100, 1)) > 0:
+    while hundredths > 100 and excess(cost.rounded(hundredths / 100, multiple)) > 0:
         hundredths -= 1
     return hundredths / 100
 
@@ -139,28 +148,40 @@ def _masked(cost: Cost, profile: Profile, factor: float, density: float) -> floa
     return sum(flops * own for flops, own in zip(cost.flops(widths), densities, strict=True))
 
 
+def _at_multiple(
+    cost: Cost, factor: float, multiple: int, solve: Callable[[dict[str, int]], Solution]
+) -> Solution:
+    """Takes the rounding asked for.
+
+    Raises:
+        BudgetError: It needs more FLOPs than there are.
+    """
+    try:
+        return solve(cost.rounded(factor, multiple))
+    except BudgetError as error:
+        raise BudgetError(
+            f"with widths in multiples of {multiple} what is not masked takes the whole budget; choose a "
+            "smaller multiple, a lower sparsity or scope='inner'"
+        ) from error
+
+
 def _rounded(
     cost: Cost, factor: float, density: float, tolerance: float, solve: Callable[[dict[str, int]], Solution]
 ) -> Solution:
     """Takes the coarsest rounding whose density stays near the one asked for."""
     found: list[tuple[float, Solution]] = []
-    for multiple in MULTIPLES:
+    for multiple in (DEFAULT_MULTIPLE, 4, 2, 1):
         try:
             solution = solve(cost.rounded(factor, multiple))
         except BudgetError:
             continue
-        error = abs(_mean(cost, solution) - density)
+        error = abs(mean_density(cost, solution) - density)
         if error <= tolerance:
             return solution
         found.append((error, solution))
     if not found:
         return solve(cost.rounded(1.0, 1))
     return min(found, key=lambda pair: pair[0])[1]
-
-
-def _mean(cost: Cost, solution: Solution) -> float:
-    sizes = cost.sizes(solution.widths)
-    return sum(size * own for size, own in zip(sizes, solution.densities, strict=True)) / sum(sizes)
 
 
 def _root(excess: Callable[[float], float], least: float = 1.0) -> float:
@@ -178,9 +199,3 @@ def _root(excess: Callable[[float], float], least: float = 1.0) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if excess(middle) <= 0 else (low, middle)
     return low
-
-
-def total_flops(cost: Cost, widths: dict[str, int], counts: Sequence[int]) -> int:
-    """FLOPs of the model with the given counts of kept weights."""
-    sizes = cost.sizes(widths)
-    return cost.total(widths, [count / size for count, size in zip(counts, sizes, strict=True)])

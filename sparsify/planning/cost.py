@@ -8,6 +8,9 @@ from math import floor, gcd, prod
 
 from sparsify.graph.facts import Facts, LayerFacts
 
+DEFAULT_MULTIPLE = 8
+"""Channels that hardware likes to have in whole."""
+
 Widths = Mapping[str, int] | Mapping[str, float]
 
 
@@ -86,13 +89,15 @@ class Cost:
     def rounded(self, factor: float, multiple: int) -> dict[str, int]:
         """Widths at `factor`, rounded so that the dimensions they make are multiples of `multiple`.
 
-        One unit of a group stands for `granularity` channels (a head, for heads). No group gets narrower.
+        One unit of a group stands for `granularity` channels (a head, for heads). No group gets narrower; one
+        that may not be rounded down is rounded up.
         """
         widths = {}
         for group in self.facts.groups:
             step = multiple // gcd(multiple, group.granularity)
             width = step * floor(group.size * factor / step + 0.5)
-            widths[group.id] = max(width, group.size) if group.id in self.widened else group.size
+            least = step * -(-group.size // step)
+            widths[group.id] = max(width, least) if group.id in self.widened else group.size
         return widths
 
     def fixed(self, widths: Widths) -> float:

@@ -1,4 +1,4 @@
-"""Fits a plan to a model: checks it, and derives anew whatever follows from widths and densities."""
+"""Fits a plan to a model: checks it, and derives anew whatever follows from its inputs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from sparsify.errors import InvalidPlanError
 from sparsify.graph.facts import Facts
 from sparsify.planning.assemble import assemble
 from sparsify.planning.cost import Cost, weights_of
+from sparsify.planning.drop_in import Surroundings
+from sparsify.planning.edits import part_of
+from sparsify.planning.families import Parts
 from sparsify.planning.fingerprint import fingerprint
 from sparsify.planning.schema import Plan, PlanLayer
 
@@ -16,49 +19,58 @@ __all__ = ["fingerprint", "fit"]
 
 
 def fit(plan: Plan, facts: Facts, *, ties: Iterable[Sequence[str]] = ()) -> Plan:
-    """Checks that a plan fits a model and recomputes shapes, counts and FLOPs from its two inputs.
+    """Checks that a plan fits a model and recomputes shapes, counts and FLOPs from its inputs.
 
-    Widths come from `plan.groups`, densities from `plan.layers`; both are taken as they are, so an edited
-    plan may leave the budget, and `flops.ratio` says by how much. A plan that was not edited comes back
-    equal.
+    Widths come from `plan.groups`; family, density, branches, rank and nonlinearity from `plan.layers`. They
+    are taken as they are, so an edited plan may leave the budget, and `flops.ratio` says by how much; a layer
+    whose family was edited gets the numbers at which it keeps its FLOPs, but for those edited with it. A plan
+    that was not edited comes back equal.
 
     Raises:
         InvalidPlanError: The plan names other layers or groups than the model has, changes a pinned width, or
-            holds a width or density out of range; the message names the layer or group.
+            holds a value out of range, or one that does not go with the layer's family; the message names the
+            layer or group and the key.
     """
     _check_groups(plan, facts)
-    densities = _check_layers(plan, facts)
+    _same_names("layers", _unique("layers", [layer.fqn for layer in plan.layers]), _names(facts))
     if plan.model != fingerprint(facts):
         raise InvalidPlanError(
             f"key 'model': the plan was made for a model with fingerprint {plan.model}, this one has "
             f"{fingerprint(facts)}; some shape or coupling differs, make the plan anew"
         )
-    weights = weights_of(facts, ties)
-    by_weight = {}
-    for weight in weights:
-        own = {layer.fqn: densities[layer.fqn] for layer in weight.layers}
-        if len(set(own.values())) > 1:
-            raise InvalidPlanError(f"layers {', '.join(own)} share one weight but have different densities")
-        by_weight[weight.fqn] = next(iter(own.values()))
-    masked = tuple(weight for weight in weights if by_weight[weight.fqn] is not None)
-    dense = tuple(weight for weight in weights if by_weight[weight.fqn] is None)
+    by_name = {layer.fqn: layer for layer in plan.layers}
     widths = plan.widths
-    cost = Cost(facts, masked, dense, frozenset(name for name, size in _sizes(facts) if widths[name] != size))
-    counts = []
-    for weight, size in zip(masked, cost.sizes(widths), strict=True):
-        counts.append(max(1, min(round(size), round(float(by_weight[weight.fqn] or 0) * size))))
-    fitted = assemble(cost, plan.options, widths, counts, plan.refusals, plan.example)
-    reasons = {layer.fqn: layer.reason for layer in plan.layers}
-    families = {layer.fqn: layer.family for layer in plan.layers}
-    layers = tuple(
-        replace(layer, reason=reasons[layer.fqn]) if layer.family == families[layer.fqn] else layer
-        for layer in fitted.layers
-    )
+    parts: dict[str, Parts] = {}
+    around = Surroundings(facts)
+    weights = weights_of(facts, ties)
+    for weight in weights:
+        entries = [by_name[layer.fqn] for layer in weight.layers]
+        _check_tied(entries)
+        made = part_of(entries[0], weight, widths, plan.options, around)
+        if made is not None:
+            parts[weight.fqn] = made
+    sizes = {group.id: group.size for group in facts.groups}
+    grown = frozenset(name for name, size in sizes.items() if widths[name] != size)
+    cost = Cost(facts, (), weights, grown)
+    fitted = assemble(cost, plan.options, widths, parts, plan.refusals, plan.example)
+    layers = tuple(_keep_reason(layer, by_name[layer.fqn]) for layer in fitted.layers)
     return replace(fitted, layers=layers, version=plan.version)
 
 
-def _sizes(facts: Facts) -> list[tuple[str, int]]:
-    return [(group.id, group.size) for group in facts.groups]
+def _names(facts: Facts) -> list[str]:
+    return [layer.fqn for layer in facts.layers]
+
+
+def _keep_reason(fitted: PlanLayer, given: PlanLayer) -> PlanLayer:
+    """The reason as it was, where the layer is still what it was."""
+    same = (fitted.family, fitted.nonlinearity) == (given.family, given.nonlinearity)
+    return replace(fitted, reason=given.reason if same and given.tensors else "edited in the plan")
+
+
+def _check_tied(entries: Sequence[PlanLayer]) -> None:
+    if len({(entry.family, entry.density) for entry in entries}) > 1:
+        names = ", ".join(entry.fqn for entry in entries)
+        raise InvalidPlanError(f"layers {names} share one weight but differ in family or density")
 
 
 def _check_groups(plan: Plan, facts: Facts) -> None:
@@ -78,40 +90,22 @@ def _check_groups(plan: Plan, facts: Facts) -> None:
             )
 
 
-def _check_layers(plan: Plan, facts: Facts) -> dict[str, float | None]:
-    """Returns the density of every masked layer, None for the others."""
-    names = _unique("layers", [layer.fqn for layer in plan.layers])
-    _same_names("layers", names, [layer.fqn for layer in facts.layers])
-    kinds = {layer.fqn: layer.kind for layer in facts.layers}
-    return {layer.fqn: _density(layer, kinds[layer.fqn]) for layer in plan.layers}
-
-
-def _density(layer: PlanLayer, kind: str) -> float | None:
-    where = f"layers ({layer.fqn})"
-    if layer.family not in ("dense", "wide", "masked"):
-        raise InvalidPlanError(f"{where}.family: expected dense, wide or masked, found {layer.family!r}")
-    if not 0 < layer.density <= 1:
-        raise InvalidPlanError(f"{where}.density: must be in (0, 1], not {layer.density}")
-    if layer.density == 1 and layer.family == "dense":
-        return None
-    if kind == "embedding":
-        raise InvalidPlanError(f"{where}.density: an embedding cannot be masked")
-    return layer.density
-
-
 def _unique(key: str, names: list[str]) -> list[str]:
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-    if twice is not None:
-        raise InvalidPlanError(f"{key} ({twice}): listed twice")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InvalidPlanError(f"{key} ({name}): listed twice")
+        seen.add(name)
     return names
 
 
 def _same_names(key: str, found: list[str], expected: list[str]) -> None:
-    extra = next((name for name in found if name not in set(expected)), None)
+    known, given = set(expected), set(found)
+    extra = next((name for name in found if name not in known), None)
     if extra is not None:
         raise InvalidPlanError(
             f"{key} ({extra}): the model has none of that name; is the plan another model's?"
         )
-    missing = next((name for name in expected if name not in set(found)), None)
+    missing = next((name for name in expected if name not in given), None)
     if missing is not None:
         raise InvalidPlanError(f"{key} ({missing}): missing from the plan")

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch.utils import _pytree as pytree
 
-from sparsify.errors import BudgetError, UserError
+from sparsify.errors import BudgetError, Refusal
 from sparsify.graph.facts import Facts
 from sparsify.graph.facts import facts as facts_of
 from sparsify.graph.traced import Traced
 from sparsify.planning import budget
-from sparsify.planning.assemble import assemble
+from sparsify.planning.assemble import assemble, masked_parts
 from sparsify.planning.cost import Cost, weights_of
 from sparsify.planning.distribution import profile
+from sparsify.planning.drop_in import amount_for, numbers, too_wide
+from sparsify.planning.families import DROP_IN, Parts
+from sparsify.planning.options import checked, is_dense
 from sparsify.planning.schema import Plan, PlanOptions
 from sparsify.planning.selection import Selection, select
-
-DEFAULT_SPARSITY = 0.75
-CHOICES = {
-    "family": (("wide", "masked"), ("parallel", "factorized", "doped")),
-    "pattern": (("unstructured",), ("fan-in", "N:M", "RxC")),
-    "scope": (("all", "inner"), ()),
-    "budget": (("model", "layer"), ("time",)),
-}
 
 
 def plan(
@@ -41,24 +35,36 @@ def plan(
     distribution: str = "uniform",
     keep_dense: str | Iterable[str] = (),
     only: str | Iterable[str] = (),
+    heads: bool = True,
+    sparse_factors: str = "both",
+    branch_nonlinearity: str = "auto",
+    multiple: int | None = None,
     facts: Facts | None = None,
 ) -> Plan:
     """Plans a sparse model of the same FLOPs.
 
-    With `sparsity` alone the width factor is solved, with `width` alone the density; with both they are taken
-    as they are and the FLOP ratio is what it is. With neither, the sparsity is 0.75.
+    With `sparsity` alone the width factor (branches, rank) is solved, with `width` alone the density; with
+    both they are taken as they are and the FLOP ratio is what it is. With neither, the sparsity is 0.75.
 
     Args:
         traced: The model, from `trace`.
-        family: `wide`, or `masked` for masks on the given shapes without a budget.
+        family: `wide` for wider layers; `parallel`, `factorized` or `doped` for several layers in the place
+            of one, at its own shape; `auto` for one of them layer by layer; `masked` for masks on the given
+            shapes without a budget.
         sparsity: Removed share of the masked weights, in [0, 1).
-        width: Factor on every width in scope, at least 1.
+        width: Factor on every width in scope, at least 1; for `parallel` the number of branches, for
+            `factorized` the factor on the rank of a dense factorization of the same FLOPs.
         pattern: What a mask may look like.
         scope: `all` widths, or the `inner` ones (feed-forward, heads) off the residual stream.
         budget: Whose FLOPs stay: those of the `model`, or of every masked `layer`.
         distribution: How density is spread over the masked layers.
         keep_dense: fnmatch patterns of layers that are not masked.
         only: fnmatch patterns of the only layers to mask.
+        heads: Whether groups that attention products are made of may widen.
+        sparse_factors: Whether a factorized layer masks `both` factors or the `first` only.
+        branch_nonlinearity: What goes into every branch, or between two factors: `auto` for what follows the
+            layer in the model, `none`, or a name to insert.
+        multiple: What widths are rounded to, in channels; by default 8, or finer in models too narrow for it.
         facts: The facts of `traced`, where they are known already.
 
     Returns:
@@ -78,6 +84,10 @@ def plan(
         distribution=distribution,
         keep_dense=_patterns(keep_dense),
         only=_patterns(only),
+        heads=heads,
+        sparse_factors=sparse_factors,
+        branch_nonlinearity=branch_nonlinearity,
+        multiple=multiple,
     )
     example = tuple(
         tuple(leaf.shape)
@@ -97,33 +107,59 @@ def plan_from_facts(
     example: tuple[tuple[int, ...], ...] = (),
 ) -> Plan:
     """Plans from facts alone; see `plan`."""
-    options = _checked(options)
+    options = checked(options)
     weights = weights_of(facts, ties)
     chosen = select(facts, weights, options)
-    if _is_dense(options):
+    if is_dense(options):
         chosen = Selection((), weights, frozenset(), ())
     cost = Cost(facts, chosen.masked, chosen.dense, chosen.widened)
-    solution = _solve(cost, options)
-    solved = options.family == "wide" and None in (options.sparsity, options.width)
+    solution = _solve(cost, chosen, options)
+    solved = options.family in ("wide", "auto") and None in (options.sparsity, options.width)
     held = cost.budget if solved and options.budget == "model" else None
-    counts = budget.spend(cost, solution, held)
-    return assemble(cost, options, solution.widths, counts, (*facts.refusals, *chosen.refusals), example)
+    family = "masked" if options.family == "masked" else "wide"
+    parts = masked_parts(cost, family, solution.widths, budget.spend(cost, solution, held))
+    replaced, infeasible = _replaced(cost, chosen, options, solution)
+    refusals = (*facts.refusals, *chosen.refusals, *infeasible)
+    return assemble(cost, options, solution.widths, {**parts, **replaced}, refusals, example)
 
 
-def _solve(cost: Cost, options: PlanOptions) -> budget.Solution:
+def _replaced(
+    cost: Cost, chosen: Selection, options: PlanOptions, solution: budget.Solution
+) -> tuple[dict[str, Parts], list[Refusal]]:
+    """Numbers of the layers that are replaced at their own shape."""
+    density = None if options.sparsity is None else 1 - options.sparsity
+    if options.family == "auto" and density is None:
+        density = budget.mean_density(cost, solution) if cost.masked else (options.width or 1.0) ** -2
+    parts: dict[str, Parts] = {}
+    refusals = []
+    for drop_in in chosen.drop_ins:
+        amount = amount_for(drop_in, options, solution.widths, density)
+        made = numbers(drop_in, options, solution.widths, amount)
+        if isinstance(made, Refusal):
+            refusals.append(made)
+        else:
+            parts[drop_in.weight.fqn] = made
+    if refusals and not parts and not cost.masked:
+        if options.width is not None and options.family in DROP_IN:
+            raise too_wide(chosen.drop_ins, options, solution.widths)
+        raise BudgetError(f"nothing to replace: {refusals[0].fqn}: {refusals[0].reason}; lower the sparsity")
+    return parts, refusals
+
+
+def _solve(cost: Cost, chosen: Selection, options: PlanOptions) -> budget.Solution:
     shares = profile(options.distribution)
     if not cost.masked:
-        if _is_dense(options):
+        if is_dense(options) or chosen.drop_ins:
             return budget.Solution(cost.base, ())
-        raise BudgetError(_nothing(cost, options))
+        raise BudgetError(_nothing(cost, chosen, options))
     if options.family == "masked":
         return budget.density_of(cost, shares, options.sparsity or 0.0, cost.base)
     if options.width is None:
         sparsity = options.sparsity or 0.0
         if options.budget == "layer":
-            return budget.width_for_layers(cost, sparsity)
-        return budget.width_for(cost, shares, sparsity)
-    widths = cost.rounded(options.width, 1)
+            return budget.width_for_layers(cost, sparsity, options.multiple)
+        return budget.width_for(cost, shares, sparsity, options.multiple)
+    widths = cost.rounded(options.width, options.multiple or 1)
     if options.sparsity is not None:
         return budget.density_of(cost, shares, options.sparsity, widths)
     if options.budget == "layer":
@@ -131,63 +167,41 @@ def _solve(cost: Cost, options: PlanOptions) -> budget.Solution:
     try:
         return budget.density_at(cost, shares, widths)
     except BudgetError as error:
-        raise _too_wide(cost, options.width, widths) from error
+        raise _too_wide(cost, options, widths) from error
 
 
-def _is_dense(options: PlanOptions) -> bool:
-    """Whether the options ask for the dense model itself."""
-    return not options.sparsity and options.width in (None, 1.0)
-
-
-def _too_wide(cost: Cost, width: float, widths: dict[str, int]) -> BudgetError:
-    largest = budget.largest_width(cost)
+def _too_wide(cost: Cost, options: PlanOptions, widths: dict[str, int]) -> BudgetError:
+    largest = budget.largest_width(cost, options.multiple or 1)
     share = cost.fixed(widths) / cost.budget
     return BudgetError(
-        f"width {width:g} leaves nothing for the masked layers: what grows with the width and is not masked "
-        f"takes {share:.3g} times the FLOPs of the dense model. The largest feasible width is {largest:g}; "
-        "take that, scope='inner', or sparsity= instead of width=",
+        f"width {options.width:g} leaves nothing for the masked layers: what grows with the width and "
+        f"is not masked takes {share:.3g} times the FLOPs of the dense model. The largest feasible width is "
+        f"{largest:g}; take that, scope='inner', or sparsity= instead of width=",
         largest_width=largest,
     )
 
 
-def _nothing(cost: Cost, options: PlanOptions) -> str:
-    pins = dict.fromkeys(group.pinned for group in cost.facts.groups if group.pinned)
+def _nothing(cost: Cost, chosen: Selection, options: PlanOptions) -> str:
+    """Why no layer is masked or replaced."""
     if options.family == "masked":
         return (
             "nothing to mask: the model has no hidden linear or convolution layer that may be masked; "
             "only= with a layer's full name masks a first or last layer too"
         )
+    if options.family != "wide":
+        rules: dict[str, list[Refusal]] = {}
+        for refusal in chosen.refusals:
+            rules.setdefault(refusal.rule, []).append(refusal)
+        why = [
+            f"{rule} ({len(found)}, as {found[0].fqn}: {found[0].reason})" for rule, found in rules.items()
+        ]
+        return f"nothing to replace in family {options.family!r}: {'; '.join(why) or 'no layers'}"
+    pins = dict.fromkeys(group.pinned for group in cost.facts.groups if group.pinned)
     detail = f" Widths are pinned because: {'; '.join(str(pin) for pin in list(pins)[:3])}." if pins else ""
     return (
         "nothing to widen: no hidden layer touches a width that may change "
         f"(scope {options.scope!r}).{detail} family='masked' keeps the shapes and needs no widening"
     )
-
-
-def _checked(options: PlanOptions) -> PlanOptions:
-    """Checks every option by itself and against the others, and fills in the default sparsity."""
-    for option, (known, planned) in CHOICES.items():
-        value = getattr(options, option)
-        if value not in known:
-            state = "not available in this version" if value in planned else "unknown"
-            raise UserError(f"{option} {value!r} is {state}; choose one of {', '.join(known)}")
-    profile(options.distribution)
-    sparsity, width = options.sparsity, options.width
-    if sparsity is not None and not 0 <= sparsity < 1:
-        raise UserError(f"sparsity must be in [0, 1), not {sparsity}")
-    if width is not None:
-        if options.family == "masked":
-            raise UserError("family='masked' keeps the widths; leave width out, or choose family='wide'")
-        if not math.isfinite(width):
-            raise UserError(f"width must be a finite factor, not {width}")
-        if width < 1:
-            raise BudgetError(
-                f"width {width:g} is below 1: the masked layers would need a density above 1 to use up the "
-                "budget; choose a width of at least 1"
-            )
-    if sparsity is None and width is None:
-        sparsity = DEFAULT_SPARSITY
-    return replace(options, sparsity=sparsity)
 
 
 def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ class PlanOptions:
         sparse_factors: Whether a factorized layer masks `both` factors or the `first` only.
         branch_nonlinearity: `auto` takes what follows a layer in the user's graph; `none`, or the name of a
             nonlinearity, overrides it.
-        multiple: What widths are rounded to, in channels.
+        multiple: What widths are rounded to, in channels; None is 8, or finer in models too narrow for it.
     """
 
     family: str = "wide"
@@ -53,7 +53,7 @@ class PlanOptions:
     heads: bool = True
     sparse_factors: str = "both"
     branch_nonlinearity: str = "auto"
-    multiple: int = 8
+    multiple: int | None = None
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,6 @@ def test_depthwise_stays_dense_and_grouped_is_masked():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("family", "parallel", "not available"),
         ("family", "thin", "unknown"),
         ("pattern", "fan-in", "not available"),
         ("scope", "outer", "unknown"),

@@ -1,0 +1,41 @@
+"""Sparse Parallel: Σ_{j=1..n} σ(θ_jᵀx), every θ_j of the dense layer's shape at density 1/n.
+
+The papers give n = 1/(1−s); for any s it is the nearest whole number, at least 2, and the branches together
+keep exactly as many weights as the dense layer has.
+"""
+
+from __future__ import annotations
+
+from sparsify.planning.families.shape import Amount, DenseShape
+from sparsify.planning.schema import PlanTensor
+
+
+def branch_count(density: float) -> int:
+    """n = max(2, round(1/ρ))."""
+    return max(2, round(1 / density))
+
+
+def branches_of(amount: Amount) -> int:
+    """The number of branches asked for, or the one that follows from the density."""
+    return amount.count if amount.count is not None else branch_count(amount.density or 1.0)
+
+
+def parts(root: str, dense: DenseShape, amount: Amount) -> tuple[PlanTensor, ...]:
+    """The branches of one layer.
+
+    Args:
+        root: Path of the container in the rewritten model.
+        dense: Shape of the layer.
+        amount: Density of the branches together, their number, or both.
+
+    Returns:
+        One tensor a branch; counts differ by one weight at most.
+    """
+    branches = branches_of(amount)
+    both = amount.count is not None and amount.density is not None
+    kept = round((amount.density or 1.0) * branches * dense.size) if both else dense.size
+    each, more = divmod(kept, branches)
+    return tuple(
+        PlanTensor(f"{root}.branches.{j}.weight", "branch", dense.dims, each + (j < more), True)
+        for j in range(branches)
+    )

@@ -19,7 +19,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from sparsify.graph.facts import LayerFacts
 from sparsify.passes.contract import Pass, PassResult
-from sparsify.passes.initialisers import default_std, fan_in, look, untrained
+from sparsify.passes.draw_parts import Bases, draw_part
+from sparsify.passes.initialisers import fan_in, look
+from sparsify.passes.parts import parts
 from sparsify.passes.randomness import generator
 from sparsify.planning import Plan
 
@@ -47,17 +49,24 @@ class Initialise(Pass):
                 parameter.copy_(given[name])
             return PassResult(graph, 0)
         layers = {layer.weight: layer for layer in self.context.facts.layers}
-        trained: list[str] = []
+        table = parts(self.context.traced, self.context.facts, plan)
+        bases = Bases(self.context)
         modified = 0
         for name, parameter in graph.named_parameters():
             if parameter.is_meta:
                 continue
-            modified += self._fill(graph, name, parameter, given[name], layers.get(name), trained)
+            part = table[name]
+            if part.layer is not None:
+                fact = layers[part.layer.weight]
+                draw_part(self.context, bases, part, part.layer, fact, parameter)
+                modified += 1
+                continue
+            modified += self._fill(graph, name, parameter, given[name], layers.get(name), bases)
         for module in graph.modules():
             if isinstance(module, _NormBase):
                 module.reset_running_stats()
-        if trained:
-            _warn(trained)
+        if bases.trained:
+            _warn(bases.trained)
         return PassResult(graph, modified)
 
     def ensures(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
@@ -74,7 +83,7 @@ class Initialise(Pass):
         parameter: Tensor,
         given: Tensor,
         layer: LayerFacts | None,
-        trained: list[str],
+        bases: Bases,
     ) -> int:
         """Fills one parameter; returns whether its values are new."""
         owner = graph.get_submodule(name.rpartition(".")[0])
@@ -82,7 +91,7 @@ class Initialise(Pass):
             parameter.copy_(given)
             return 0
         if layer is not None and layer.kind != "embedding":
-            self._draw_weight(name, parameter, given, owner, trained)
+            self._draw_weight(name, parameter, bases)
             return 1
         seen = look(given)
         if seen.constant is not None:
@@ -103,20 +112,13 @@ class Initialise(Pass):
             _zero_padding(owner, parameter)
         return 1
 
-    def _draw_weight(
-        self, name: str, parameter: Tensor, given: Tensor, owner: nn.Module, trained: list[str]
-    ) -> None:
-        seen = look(given)
-        shape = tuple(given.shape)
-        std = self.context.base_std.get(name)
-        if std is None and seen.constant is not None:
-            parameter.fill_(seen.constant)
+    def _draw_weight(self, name: str, parameter: Tensor, bases: Bases) -> None:
+        std, constant = bases.of(name)
+        if constant is not None:
+            parameter.fill_(constant)
             return
-        if std is None and not untrained(seen, shape):
-            trained.append(name)
-            std = default_std(owner, shape)
-        std = (seen.std if std is None else std) * self.context.scaling[name].init_std
-        parameter.normal_(0.0, std, generator=self._generator(name, parameter))
+        scaled = std * self.context.scaling[name].init_std
+        parameter.normal_(0.0, scaled, generator=self._generator(name, parameter))
 
     def _generator(self, name: str, parameter: Tensor) -> torch.Generator:
         return generator(self.context.seed, "init", name, parameter.device)

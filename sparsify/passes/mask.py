@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.fx
+from torch import Tensor
 
 from sparsify.masks.exact import random_mask, topk_mask
 from sparsify.masks.state import attach_hooks, masked_parameters, set_mask, verify_masks
 from sparsify.passes.contract import Pass, PassResult
+from sparsify.passes.disjoint import disjoint_masks
 from sparsify.passes.randomness import generator
 from sparsify.planning import Plan
 
@@ -24,6 +28,7 @@ class Mask(Pass):
     def run(self, graph: torch.fx.GraphModule, plan: Plan) -> PassResult:
         """Sets the masks and zeroes the weights outside of them."""
         wanted = planned_counts(plan)
+        branches = self._linear_branches(plan)
         for fqn, nnz in wanted.items():
             path, _, leaf = fqn.rpartition(".")
             weight = graph.get_parameter(fqn)
@@ -31,12 +36,23 @@ class Mask(Pass):
                 mask = torch.empty_like(weight, dtype=torch.bool)
             elif self.context.init == "preserve":
                 mask = topk_mask(weight.detach().abs(), nnz)
+            elif fqn in branches:
+                mask = next(branches[fqn])
             else:
                 source = generator(self.context.seed, "mask", fqn, weight.device)
                 mask = random_mask(weight.shape, nnz, source)
             set_mask(graph.get_submodule(path), leaf, mask)
         attach_hooks(graph)
         return PassResult(graph, len(wanted))
+
+    def _linear_branches(self, plan: Plan) -> dict[str, Iterator[Tensor]]:
+        """Masks of branches without a nonlinearity, which together are one matrix: no entry twice."""
+        found: dict[str, Iterator[Tensor]] = {}
+        for layer in plan.layers:
+            if layer.family == "parallel" and layer.nonlinearity == "none":
+                masks = disjoint_masks(layer.tensors, self.context.seed)
+                found |= dict.fromkeys((tensor.fqn for tensor in layer.tensors), masks)
+        return found
 
     def ensures(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
         """Every mask has its exact count, no other layer got one, and weights outside are zero."""
@@ -56,4 +72,10 @@ class Mask(Pass):
 
 def planned_counts(plan: Plan) -> dict[str, int]:
     """Active weights by parameter name; tied layers count once."""
-    return {layer.weight: layer.nnz for layer in plan.layers if layer.masked}
+    return {
+        tensor.fqn: tensor.nnz
+        for layer in plan.layers
+        if layer.masked
+        for tensor in layer.tensors
+        if tensor.masked
+    }

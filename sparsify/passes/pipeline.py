@@ -13,19 +13,33 @@ from sparsify.graph.facts import Facts
 from sparsify.graph.facts import facts as facts_of
 from sparsify.graph.inputs import InputSpec
 from sparsify.graph.traced import Traced
+from sparsify.graph.train_mode import train_record
 from sparsify.masks.module import SparseGraphModule
 from sparsify.passes.contract import Context, Init, Pass
+from sparsify.passes.doped import Doped
+from sparsify.passes.factorized import Factorized
 from sparsify.passes.initialise import Initialise
-from sparsify.passes.mask import Mask, planned_counts
+from sparsify.passes.mask import Mask
+from sparsify.passes.origins import key_sources, mapping
+from sparsify.passes.parallel import Parallel
+from sparsify.passes.parts import DROP_INS
 from sparsify.passes.readout import ReadoutMultiplier
-from sparsify.passes.record import How, Record, parameter_map
+from sparsify.passes.record import Record
 from sparsify.passes.tensor_facts import tensor_facts
-from sparsify.passes.wide import Wide, planned_shapes
+from sparsify.passes.wide import Wide
 from sparsify.planning import Plan, fit
 from sparsify.scaling import Scaling, scaling_table
 from sparsify.scaling.table import Parameterization
 
-PIPELINE: tuple[type[Pass], ...] = (Wide, Initialise, Mask, ReadoutMultiplier)
+PIPELINE: tuple[type[Pass], ...] = (
+    Wide,
+    Parallel,
+    Factorized,
+    Doped,
+    Initialise,
+    Mask,
+    ReadoutMultiplier,
+)
 
 
 def rewrite(
@@ -72,48 +86,37 @@ def rewrite(
     for step in PIPELINE:
         graph = step(context)(graph, fitted).graph
     result = cast(SparseGraphModule, graph)
-    result.sparsify = _record(traced, known, fitted, scaling, init, set(result.state_dict()))
+    result.sparsify = _record(traced, known, fitted, scaling, init, result)
     return result
 
 
-def _record(traced: Traced, facts: Facts, plan: Plan, scaling: Scaling, init: Init, keys: set[str]) -> Record:
+def _record(
+    traced: Traced, facts: Facts, plan: Plan, scaling: Scaling, init: Init, result: SparseGraphModule
+) -> Record:
+    mapped = mapping(traced, facts, plan, init)
     return Record(
         plan=plan,
-        parameter_map=parameter_map(traced, _how(traced, facts, plan, init)),
+        parameter_map=mapped,
         scaling=scaling,
         weights="kept" if init == "preserve" else "new",
         inputs=InputSpec.from_traced(traced),
-        key_map={key: source for key, source in traced.key_map.items() if key in keys},
+        key_map=key_sources(traced, mapped, set(result.state_dict())),
         ties=traced.ties,
-        train_record=traced.train_record,
+        train_record=train_record(result),
         parameters_dense=sum(parameter.numel() for parameter in traced.module.parameters()),
         refusals=traced.refusals,
     )
-
-
-def _how(traced: Traced, facts: Facts, plan: Plan, init: Init) -> dict[str, How]:
-    """What became of each parameter, ties under every name."""
-    masked, shapes = planned_counts(plan), planned_shapes(facts, plan)
-    weights = {layer.weight for layer in facts.layers if layer.kind != "embedding"}
-    found: dict[str, How] = {}
-    for name, parameter in traced.module.named_parameters(remove_duplicate=False):
-        if tuple(parameter.shape) != shapes[name]:
-            found[name] = "widened"
-        elif init == "preserve":
-            found[name] = "pruned" if name in masked else "kept"
-        else:
-            found[name] = "redrawn" if name in weights or name.endswith(".bias") else "kept"
-    return found
 
 
 def _check_options(traced: Traced, plan: Plan, init: str, base_std: Mapping[str, float]) -> None:
     if init not in ("scratch", "preserve"):
         raise UserError(f"init {init!r} is unknown; choose scratch or preserve")
     widened = [group.id for group in plan.groups if group.width != group.size]
-    if init == "preserve" and (widened or any(layer.family == "wide" for layer in plan.layers)):
+    changed = any(layer.family in ("wide", *DROP_INS) for layer in plan.layers)
+    if init == "preserve" and (widened or changed):
         raise UserError(
-            "init='preserve' cannot keep weights in a widened model in this version; use init='scratch', or "
-            "family='masked', which keeps the weights and prunes them by magnitude"
+            "init='preserve' cannot keep weights in a widened or replaced layer in this version; use "
+            "init='scratch', or family='masked', which keeps the weights and prunes them by magnitude"
         )
     names = {name for name, _ in traced.module.named_parameters(remove_duplicate=False)}
     for name, std in base_std.items():

@@ -13,7 +13,7 @@ from sparsify.planning import Plan
 from sparsify.scaling import Scaling
 
 VERSION = 1
-How = Literal["kept", "redrawn", "widened", "pruned"]
+How = Literal["kept", "redrawn", "widened", "narrowed", "pruned", "branched", "factored", "doped", "added"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,10 @@ class ParameterMapping:
     Attributes:
         old: Key in the user's state_dict.
         new: Key in the rewritten model's.
-        how: `kept` values and shape; `redrawn` at the same shape; `widened` and drawn; `pruned`, kept inside
-            a mask.
+        how: `kept` values and shape; `redrawn` at the same shape; `widened` and drawn; `narrowed`, some of its
+            places taken out; `pruned`, kept inside
+            a mask; `branched`, `factored` or `doped`: one of several that the old one became; `added` beside
+            it, where the old model had none of its kind.
         transposed: Whether the new tensor is the transpose of the old one.
     """
 
@@ -121,10 +123,20 @@ class Record:
             raise InvalidPlanError(f"the stored record cannot be read: {error!r}") from error
 
 
-def parameter_map(traced: Traced, how: Mapping[str, How]) -> tuple[ParameterMapping, ...]:
-    """One entry for every parameter of the canonical model; `how` defaults to `kept`."""
+def parameter_map(
+    traced: Traced, how: Mapping[str, How], origins: Mapping[str, str] | None = None
+) -> tuple[ParameterMapping, ...]:
+    """One entry for every parameter of the rewritten model.
+
+    Args:
+        traced: The given model.
+        how: What became of a parameter, by its new name; `kept` by default.
+        origins: New names and what they come from in the traced model; None where all names are the old ones.
+    """
+    if origins is None:
+        origins = {name: name for name, _ in traced.module.named_parameters(remove_duplicate=False)}
     entries = []
-    for name, _ in traced.module.named_parameters(remove_duplicate=False):
-        source = traced.key_map.get(name, KeySource(name))
+    for name, origin in origins.items():
+        source = traced.key_map.get(origin, KeySource(origin))
         entries.append(ParameterMapping(source.key, name, how.get(name, "kept"), source.transposed))
     return tuple(entries)

@@ -8,9 +8,15 @@ m_in = fan_in / base fan_in, m_out = fan_out / base fan_out and m_ρ = density^�
 | input, hidden, depthwise, grouped | 1/(m_in · m_ρ) | 1/(m_in · m_ρ) | m_out/(m_in · m_ρ)  | 1       |
 | readout                           | 1/m_ρ          | 1/m_ρ          | m_in/m_ρ            | 1/m_in  |
 | embedding, free, bias, norm       | 1              | 1              | m_out               | 1       |
+| factor, linear branch             | 1/(m_in · m_ρ) | 1/(m_in · m_ρ) | m_out/(m_in · m_ρ)  | 1       |
+| branch with a nonlinearity        | 1/(m_in · m_ρ) | 1/(c·n·m_in·m_ρ) | m_out/(c²·n·m_in·m_ρ) | c     |
 
 μP is the same with m_ρ = 1; SP is 1 everywhere. An input layer, a depthwise and a grouped convolution keep
-their fan-in, so m_in = 1 there.
+their fan-in, so m_in = 1 there. Linear branches are one matrix, and m_ρ is of their sum. The sum of n others
+is multiplied by c (`moments`); with n·m_ρ = 1 the Adam factor is 1/c and that of SGD 1/c², as the gradient
+holds c once more. The base of a factor is the dense factorization of the same form, of rank
+Din·Dout/(Din+Dout): with m_ρ = 1/n, U has variance ×n, Adam ×n and SGD ×n², V has nothing. Both paths of a
+doped layer are multiplied by 1/√2; its sparse part is a hidden weight.
 """
 
 from __future__ import annotations
@@ -23,11 +29,23 @@ from typing import Any, Literal, get_args
 
 from sparsify.errors import InvalidPlanError, UserError
 
-Role = Literal["input", "hidden", "readout", "depthwise", "grouped", "norm", "bias", "embedding", "free"]
+Role = Literal[
+    "input",
+    "hidden",
+    "readout",
+    "depthwise",
+    "grouped",
+    "norm",
+    "bias",
+    "embedding",
+    "free",
+    "branch",
+    "factor",
+]
 Parameterization = Literal["supar", "mup", "sp"]
 
 _VERSION = 1
-_MATRICES = ("input", "hidden", "depthwise", "grouped")
+_MATRICES = ("input", "hidden", "depthwise", "grouped", "branch", "factor")
 
 
 @dataclass(frozen=True)
@@ -41,18 +59,24 @@ class TensorFacts:
         fan_in: The same in the rewritten model, zeros included; 1 for norms and biases.
         fan_out_base: Outputs in the base model; the size, for norms and biases.
         fan_out: Outputs in the rewritten model.
-        density: Realised density, counted from the mask; 1 without one.
+        density: Realised density, counted from the mask; 1 without one; that of the sum, for linear branches.
         batchnorm_follows: Whether a batch normalisation takes the layer's output.
+        branches: Number of branches with a nonlinearity whose sum this tensor is part of.
+        multiplier: Factor on what the tensor's layer adds to the forward pass, before any for width.
+        untuned: Whether no learning rate is known to transfer from the given model.
     """
 
     fqn: str
     role: Role
-    fan_in_base: int
+    fan_in_base: float
     fan_in: int
-    fan_out_base: int
+    fan_out_base: float
     fan_out: int
     density: float = 1.0
     batchnorm_follows: bool = False
+    branches: int = 1
+    multiplier: float = 1.0
+    untuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +92,9 @@ class TensorScale:
         init_std: Factor on the standard deviation of the initial weights.
         adam_lr: Factor on the learning rate of Adam and AdamW.
         sgd_lr: Factor on the learning rate of SGD.
-        forward: Factor on the layer's output before its bias, in the graph.
+        forward: Factor on the layer's output before its bias, in the graph; on the sum, of a branch.
+        untuned: Whether the factors are relative to a base that is not the given model: its tuned learning
+            rate says nothing about this tensor (the factors of a factorized layer).
     """
 
     fqn: str
@@ -80,6 +106,7 @@ class TensorScale:
     adam_lr: float
     sgd_lr: float
     forward: float
+    untuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,14 +198,19 @@ def _scale(
     m_out = fact.fan_out / fact.fan_out_base
     m_rho = fact.density**exponent
     if parameterization == "sp":
-        return TensorScale(fact.fqn, fact.role, m_in, m_out, m_rho, 1.0, 1.0, 1.0, 1.0)
+        return TensorScale(fact.fqn, fact.role, m_in, m_out, m_rho, 1.0, 1.0, 1.0, 1.0, fact.untuned)
     rho = m_rho if parameterization == "supar" else 1.0
     if fact.role in _MATRICES:
-        variance, adam, sgd, forward = 1 / (m_in * rho), 1 / (m_in * rho), m_out / (m_in * rho), 1.0
+        variance, forward = 1 / (m_in * rho), fact.multiplier
+        summed = fact.branches * (forward if fact.role == "branch" else 1.0)
+        adam = variance / summed
+        sgd = m_out * adam / (forward if fact.role == "branch" else 1.0)
     elif fact.role == "readout":
         variance, adam, sgd, forward = 1 / rho, 1 / rho, m_in / rho, 1 / m_in
     else:
         variance, adam, sgd, forward = 1.0, 1.0, m_out, 1.0
     if fact.batchnorm_follows and not lr_behind_batchnorm:
         adam = sgd = 1.0
-    return TensorScale(fact.fqn, fact.role, m_in, m_out, m_rho, math.sqrt(variance), adam, sgd, forward)
+    return TensorScale(
+        fact.fqn, fact.role, m_in, m_out, m_rho, math.sqrt(variance), adam, sgd, forward, fact.untuned
+    )

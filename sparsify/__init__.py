@@ -18,12 +18,13 @@ _LAZY = {
     "param_groups": "sparsify.api",
     "finetune": "sparsify.api",
     "export": "sparsify.api",
+    "narrow": "sparsify.api",
     "lower": "sparsify.lowering",
 }
 _SUBMODULES = ("dst", "errors", "runtime")
 
 if TYPE_CHECKING:
-    from sparsify.api import Plan, export, finetune, load, param_groups, plan, save, trace, transform
+    from sparsify.api import Plan, export, finetune, load, narrow, param_groups, plan, save, trace, transform
     from sparsify.lowering import lower
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "finetune",
     "load",
     "lower",
+    "narrow",
     "param_groups",
     "plan",
     "save",

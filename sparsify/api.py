@@ -17,6 +17,8 @@ from sparsify.graph.trace import trace as _trace
 from sparsify.graph.traced import Traced
 from sparsify.masks.module import SparseGraphModule
 from sparsify.passes import rewrite
+from sparsify.passes.narrow import narrow as _narrow
+from sparsify.passes.record import Record
 from sparsify.planning import Plan, plan
 from sparsify.scaling import param_groups
 from sparsify.train import FinetuneResult
@@ -26,6 +28,7 @@ __all__ = [
     "export",
     "finetune",
     "load",
+    "narrow",
     "param_groups",
     "plan",
     "save",
@@ -196,3 +199,47 @@ def export(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return onnx_export.export(model, path, args=args, kwargs=kwargs, dense=dense)
+
+
+def narrow(
+    model: nn.Module | Traced,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    units: Mapping[str, Sequence[int]] | None = None,
+    tolerance: float | None = None,
+    dynamic: bool = True,
+    dynamic_shapes: Any = None,
+) -> SparseGraphModule:
+    """Takes dead neurons, filters and heads out of a model; what it computes in evaluation mode stays.
+
+    A unit is dead when all that reads it reads zeros, or a constant that the next bias can take over.
+
+    Args:
+        model: Any model, or its trace; dense, or sparse from `transform` or `load`.
+        args: Example positional inputs; not needed for models that carry their own.
+        kwargs: Example keyword inputs.
+        units: Units to take out instead of the dead ones: width group id, or any member such as
+            `fc1.weight[0]`, to numbers of its units (channels; heads where the head size is fixed).
+        tolerance: Largest difference of an output allowed, as a share of its largest magnitude. Without it
+            rounding only; with `units` the difference is then reported and not judged.
+        dynamic: Whether batch and sequence dimensions stay free.
+        dynamic_shapes: Explicit `torch.export` dynamic shapes instead of `dynamic`.
+
+    Returns:
+        The narrowed model, which shares no memory with the given one; `meta["narrowing"]` says what went,
+        what was refused and why, parameters and FLOPs before and after, and the largest difference of outputs.
+
+    Raises:
+        UnsupportedModelError: The model cannot be captured.
+        UserError: A listed group or unit does not exist or may not go.
+        ParityError: Outputs differ by more than is allowed; nothing is returned.
+    """
+    if isinstance(model, Traced):
+        return _narrow(model, Record.of_dense(model), units=units, tolerance=tolerance)
+    record = model.sparsify if isinstance(model, SparseGraphModule) else None
+    if record is not None and not args and not kwargs:
+        args, kwargs = record.inputs.example()
+        dynamic_shapes = record.inputs.dynamic_shapes() if dynamic_shapes is None else dynamic_shapes
+    traced = trace(model, args, kwargs, dynamic=dynamic, dynamic_shapes=dynamic_shapes)
+    return _narrow(traced, record or Record.of_dense(traced), units=units, tolerance=tolerance)

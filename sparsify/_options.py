@@ -30,6 +30,40 @@ InputOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of weights, masks and data order.")]
+FamilyOption = Annotated[
+    str,
+    typer.Option(
+        help="wide, parallel, factorized or doped: same FLOPs; auto: one of them layer by layer; "
+        "masked: same shapes."
+    ),
+]
+WidthOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Width factor k; the density is solved for it. Branches (parallel), or the factor on the rank "
+        "(factorized)."
+    ),
+]
+HeadsOption = Annotated[
+    bool | None,
+    typer.Option("--heads/--no-heads", help="Whether attention heads may be added; yes if not given."),
+]
+SparseFactorsOption = Annotated[
+    str, typer.Option(help="Which factors of a factorized layer are masked: both or first.")
+]
+BranchNonlinearityOption = Annotated[
+    str,
+    typer.Option(
+        help="In branches, or between two factors: auto (what follows the layer), none, norm, relu, gelu, "
+        "silu, tanh, norm+relu, norm+gelu or norm+silu."
+    ),
+]
+MultipleOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Round widths to this many channels; 8, or finer in narrow models, if not given."
+    ),
+]
 ThreadsOption = Annotated[str, typer.Option("--threads", help="Thread counts, comma-separated.")]
 
 

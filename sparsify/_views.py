@@ -69,7 +69,7 @@ def doctor(out: Output, data: Mapping[str, Any]) -> None:
 
 def transform(out: Output, data: Mapping[str, Any]) -> None:
     """Shows what a transformation made of every layer."""
-    columns = ("layer", "kind", "family", "weight", "density", "width", "MFLOPs")
+    columns = ("layer", "kind", "family", "weight", "density", "width", "MFLOPs", "parts")
     rows = [
         (
             row["fqn"],
@@ -79,6 +79,7 @@ def transform(out: Output, data: Mapping[str, Any]) -> None:
             row["density"],
             row["width"],
             row["flops"] / 1e6,
+            _parts(row),
         )
         for row in data["layers"]
     ]
@@ -95,6 +96,14 @@ def transform(out: Output, data: Mapping[str, Any]) -> None:
     )
     if data["output"]:
         out.line(f"written: {data['output']}")
+
+
+def _parts(row: Mapping[str, Any]) -> str:
+    """Branches or rank of a layer, and the nonlinearity in them; empty where it is one weight."""
+    inside = "" if row["nonlinearity"] == "none" else f", {row['nonlinearity']}"
+    if row["rank"]:
+        return f"rank {row['rank']}{inside}"
+    return f"{row['branches']} branches{inside}" if row["family"] == "parallel" else ""
 
 
 def finetune(out: Output, data: Mapping[str, Any]) -> None:

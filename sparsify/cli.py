@@ -13,12 +13,18 @@ import typer
 from sparsify import _views as views
 from sparsify._console import Format, Output, exit_codes
 from sparsify._options import (
+    BranchNonlinearityOption,
     FactoryOption,
+    FamilyOption,
     FormatOption,
+    HeadsOption,
     InputOption,
+    MultipleOption,
     SeedOption,
+    SparseFactorsOption,
     ThreadsOption,
     TrustOption,
+    WidthOption,
     consent,
     numbers,
 )
@@ -108,17 +114,21 @@ def transform(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Archive to write; not needed with --plan-only.")
     ] = None,
-    family: Annotated[str, typer.Option(help="wide: same FLOPs; masked: same shapes.")] = "wide",
+    family: FamilyOption = "wide",
     sparsity: Annotated[
         float | None, typer.Option(min=0.0, max=0.9999, help="1 − density; 0.75 if not given.")
     ] = None,
-    width: Annotated[float | None, typer.Option(help="Width factor k; the density is solved for it.")] = None,
+    width: WidthOption = None,
     pattern: Annotated[str, typer.Option(help="What masks look like: unstructured.")] = "unstructured",
     scope: Annotated[
         str, typer.Option(help="all: every width; inner: off the residual stream only.")
     ] = "all",
     budget: Annotated[str, typer.Option(help="model: whole-model FLOPs; layer: the papers' rule.")] = "model",
     distribution: Annotated[str, typer.Option(help="Densities over layers: uniform.")] = "uniform",
+    heads: HeadsOption = None,
+    sparse_factors: SparseFactorsOption = "both",
+    branch_nonlinearity: BranchNonlinearityOption = "auto",
+    multiple: MultipleOption = None,
     init: Annotated[
         str, typer.Option(help="scratch: new weights; preserve: keep the given ones.")
     ] = "scratch",
@@ -163,6 +173,10 @@ def transform(
         "distribution": distribution,
         "keep_dense": tuple(keep_dense or ()),
         "only": tuple(only or ()),
+        "sparse_factors": sparse_factors,
+        "branch_nonlinearity": branch_nonlinearity,
+        "multiple": multiple,
+        **({} if heads is None else {"heads": heads}),
     }
     data = commands.transform(
         model_file,

@@ -172,12 +172,12 @@ def _parameters(model: Any) -> dict[str, int]:
 
 def _planned_parameters(traced: Any, plan: Any) -> dict[str, int]:
     from sparsify.graph.facts import facts
-    from sparsify.passes.wide import planned_shapes
+    from sparsify.planning import stored_parameters
 
-    shapes = planned_shapes(facts(traced), plan)
     names = [name for name, _ in traced.module.named_parameters()]
-    stored = sum(math.prod(shapes[name]) for name in names)
-    cut = sum(math.prod(layer.shape) - layer.nnz for layer in plan.layers if layer.masked)
+    stored = stored_parameters(facts(traced), plan, names)
+    masked = {tensor.fqn: tensor for layer in plan.layers for tensor in layer.tensors if tensor.masked}
+    cut = sum(math.prod(tensor.shape) - tensor.nnz for tensor in masked.values())
     dense = sum(parameter.numel() for parameter in traced.module.parameters())
     return {"dense": dense, "stored": stored, "nonzero": stored - cut}
 
@@ -201,6 +201,9 @@ def _plan_summary(plan: Any) -> dict[str, Any]:
                 "family": layer.family,
                 "density": layer.density,
                 "width": layer.width,
+                "branches": layer.branches,
+                "rank": layer.rank,
+                "nonlinearity": layer.nonlinearity,
                 "flops": layer.flops,
                 "shape": list(layer.shape),
             }

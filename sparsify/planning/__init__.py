@@ -12,6 +12,7 @@ from sparsify.planning.schema import (
     PlanOptions,
     PlanTensor,
 )
+from sparsify.planning.stored import stored_parameters
 from sparsify.planning.table import COLUMNS, rows
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "plan",
     "plan_from_facts",
     "rows",
+    "stored_parameters",
 ]

@@ -22,6 +22,7 @@ ROLE_REFUSALS = {
     "input": ("stem", "first weight layer after an input: its fan-in is the data's, so it stays dense"),
     "readout": ("readout", "produces a model output: it stays dense"),
     "depthwise": ("depthwise", "depthwise convolution: few weights and no fan-in to thin out, stays dense"),
+    "transposed": ("transposed", "transposed convolution: stays dense, and follows the widths around it"),
     "embedding": ("embedding", "a table look-up has no FLOPs to save"),
 }
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from sparsify.planning.schema import Plan
 
-COLUMNS = ("layer", "kind", "role", "family", "shape", "width", "density", "MFLOPs", "dense MFLOPs", "why")
+COLUMNS = (
+    *("layer", "kind", "role", "family", "shape", "width", "branches", "rank", "density"),
+    *("MFLOPs", "dense MFLOPs", "why"),
+)
 
 
 def rows(plan: Plan) -> list[tuple[str, ...]]:
@@ -17,6 +20,8 @@ def rows(plan: Plan) -> list[tuple[str, ...]]:
             layer.family,
             "x".join(str(extent) for extent in layer.shape),
             f"{layer.width:.3g}",
+            str(layer.branches),
+            str(layer.rank),
             f"{layer.density:.4f}",
             f"{layer.flops / 1e6:.3f}",
             f"{layer.dense_flops / 1e6:.3f}",
@@ -26,7 +31,7 @@ def rows(plan: Plan) -> list[tuple[str, ...]]:
     ]
     flops = plan.flops
     total = (
-        *("total", "", "", plan.options.family, "", "", f"{plan.density:.4f}"),
+        *("total", "", "", plan.options.family, "", "", "", "", f"{plan.density:.4f}"),
         *(f"{flops.sparse / 1e6:.3f}", f"{flops.dense / 1e6:.3f}", f"ratio {flops.ratio:.5f}"),
     )
     return [*body, total]

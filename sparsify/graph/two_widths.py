@@ -17,7 +17,7 @@ from sparsify.errors import Refusal
 from sparsify.graph.dimensions import Dimensions, Dims, flat_sizes, module_path, operator_name
 from sparsify.graph.poly import Poly
 from sparsify.graph.traced import Traced
-from sparsify.graph.verify import Fakes, ShapeMismatchError, device_of, run_fake
+from sparsify.graph.verify import Fakes, Metas, ShapeMismatchError, device_of, run_fake
 
 _ATTEMPTS = 12
 
@@ -99,9 +99,16 @@ def _first_failure(
             value = evaluate(size)
             if value is not None:
                 literals.setdefault(node, {})[path] = value
-    fakes = Fakes(dimensions.module, FakeTensorMode(), widened, device_of(example for _, example in inputs))
+    given = [example for _, example in inputs]
     try:
-        run_fake(fakes, [example for _, example in inputs], literals, watch)
+        run_fake(Metas(dimensions.module, widened), given, literals, watch)
+        return None
+    except (ShapeMismatchError, _UnexpectedShapeError):
+        pass  # the meta device knows fewer operators: fake tensors have the last word
+    try:
+        run_fake(
+            Fakes(dimensions.module, FakeTensorMode(), widened, device_of(given)), given, literals, watch
+        )
     except ShapeMismatchError as failure:
         return failure.node, "cannot run"
     except _UnexpectedShapeError as failure:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 from torch.utils._pytree import tree_leaves
 
 from sparsify.errors import UnsupportedModelError
 from sparsify.graph.dimensions import module_path, operator_name
+from sparsify.graph.rescaled import NotRescalableError, Rescaler
 from sparsify.graph.resize import match_parameters
 
 #: Called with every node, its arguments and its result.
@@ -50,15 +51,49 @@ def propagate(module: GraphModule, inputs: Sequence[Any] | None = None) -> None:
     Raises:
         UnsupportedModelError: a node cannot run on the shapes it gets.
     """
-    places = [node for node in module.graph.nodes if node.op == "placeholder"]
-    values = [node.meta.get("val") for node in places] if inputs is None else list(inputs)
-    mode = _mode_of([*values, *(node.meta.get("val") for node in places)])
-    fakes = Fakes(module, mode, {}, device_of(values))
+    recorded = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    values = recorded if inputs is None else list(inputs)
+    fakes = Fakes(module, _mode_of([*values, *recorded]), {}, device_of(values))
 
     def watch(node: Node, value: Any) -> None:
         node.meta["val"] = value
 
-    run_fake(fakes, values, {}, watch)
+    if inputs is not None or not _rescaled(fakes, recorded):
+        run_fake(fakes, values, {}, watch)
+
+
+def _rescaled(fakes: Fakes, recorded: Sequence[Any]) -> bool:
+    """Refreshes values from what they were and one run at the example's sizes.
+
+    Returns:
+        False where that is not possible; some values may be refreshed then.
+    """
+    rescaler = Rescaler(fakes.mode)
+    values = _Recorded()
+
+    def watch(node: Node, value: Any) -> None:
+        if "val" not in node.meta or not rescaler.refresh(node.meta, value):
+            with fakes.active():
+                node.meta["val"] = _run_node(node, fakes, values, {})
+
+    try:
+        run_fake(Metas(fakes.module, {}), [rescaler.example(value) for value in recorded], {}, watch)
+    except (ShapeMismatchError, NotRescalableError):
+        return False
+    return True
+
+
+class _Recorded(Mapping[Node, Any]):
+    """What nodes are recorded to compute."""
+
+    def __getitem__(self, node: Node) -> Any:
+        return node.meta["val"]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 def _mode_of(values: Iterable[Any]) -> FakeTensorMode:
@@ -102,6 +137,20 @@ class Fakes:
         with self.mode:
             return torch.empty(self._shapes.get(path, value.shape), dtype=value.dtype, device=device)
 
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Makes operators compute shapes only."""
+        with _converting(self.mode), enable_python_dispatcher(), self.mode:
+            yield
+
+    def arguments(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments of a node as they are to be passed."""
+        return args, kwargs
+
+    def result(self, value: Any) -> Any:
+        """What a node computed as it is to be kept."""
+        return value
+
     def attribute(self, path: str) -> Any:
         """What a get_attr node reads."""
         owner, _, name = path.rpartition(".")
@@ -121,6 +170,46 @@ class Fakes:
             match_parameters(clone)
             self._modules[path] = clone
         return self._modules[path]
+
+
+class Metas(Fakes):
+    """Tensors and modules of a graph module on the meta device: several times faster than fake ones.
+
+    Sizes must be plain numbers. What a graph says of devices does not matter. Operators without a meta kernel
+    fail here, and those that look at values; fake tensors may still know them.
+
+    Args:
+        module: The graph module.
+        shapes: Other shapes for parameters and buffers, by path.
+    """
+
+    def __init__(self, module: GraphModule, shapes: Mapping[str, Sequence[int]]) -> None:
+        super().__init__(module, FakeTensorMode(), shapes, torch.device("meta"))
+
+    def tensor(self, value: Any, path: str = "") -> Any:
+        """An empty tensor like a given one; anything else as it is."""
+        if not isinstance(value, Tensor):
+            return value
+        return torch.empty(self._shapes.get(path, value.shape), dtype=value.dtype, device=self._device)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Nothing has to be set up."""
+        yield
+
+    def arguments(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments with every device replaced."""
+        return map_aggregate((args, kwargs), _on_meta)
+
+    def result(self, value: Any) -> Any:
+        """Results with what was made elsewhere moved here."""
+        if isinstance(value, Tensor):
+            return value if value.is_meta else self.tensor(value)
+        return type(value)(map(self.result, value)) if type(value) in (list, tuple) else value
+
+
+def _on_meta(argument: Any) -> Any:
+    return torch.device("meta") if isinstance(argument, torch.device) else argument
 
 
 def run_fake(
@@ -143,7 +232,7 @@ def run_fake(
     environment: dict[Node, Any] = {}
     pending = iter(inputs)
     last_use = _last_uses(fakes.module)
-    with torch.no_grad(), _converting(fakes.mode), enable_python_dispatcher(), fakes.mode:
+    with torch.no_grad(), fakes.active():
         for node in fakes.module.graph.nodes:
             if node.op == "output":
                 break
@@ -151,7 +240,7 @@ def run_fake(
                 value = fakes.tensor(next(pending))
             else:
                 value = _run_node(node, fakes, environment, literals.get(node, {}))
-            environment[node] = value
+            environment[node] = value = fakes.result(value)
             watch(node, value)
             for dead in last_use.get(node, ()):
                 environment.pop(dead, None)
@@ -183,7 +272,7 @@ def _run_node(
 ) -> Any:
     if node.op == "get_attr":
         return fakes.attribute(str(node.target))
-    args, kwargs = map_arg((node.args, node.kwargs), environment.__getitem__)
+    args, kwargs = fakes.arguments(*map_arg((node.args, node.kwargs), environment.__getitem__))
     for path, size in literals.items():
         args, kwargs = _replaced(args, kwargs, path, size)
     target: Any = fakes.submodule(str(node.target)) if node.op == "call_module" else node.target

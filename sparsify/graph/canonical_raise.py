@@ -7,8 +7,7 @@ with; None leaves the call as it is.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,21 +15,23 @@ from torch import nn
 from torch.fx import Node
 
 from sparsify.graph.canonical_clean import arguments, value
-from sparsify.graph.canonical_owners import Owned, Owners, meta_settings, path_inside
+from sparsify.graph.canonical_owners import Owners, path_inside
+from sparsify.graph.canonical_raise_norms import NORM_RULES
+from sparsify.graph.canonical_raised import Raised, Rule, owned, weighted, with_tensors
 from sparsify.graph.modules import ScaledDotProductAttention
 
 aten = torch.ops.aten
 
-
-@dataclass(frozen=True)
-class Raised:
-    """A module call that replaces an ATen call: path of the module and the nodes it is called with."""
-
-    path: str
-    inputs: tuple[Node, ...]
-
-
-Rule = Callable[[Node, Owners, Mapping[str, Any]], Raised | None]
+TRANSPOSITIONS = (
+    aten.t.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.numpy_T.default,
+    aten.mT.default,
+    aten.matrix_H.default,
+    aten.adjoint.default,
+)
+"""Operators that exchange the two dimensions of a matrix."""
 
 
 def raise_modules(owners: Owners, train_record: Mapping[str, Any]) -> None:
@@ -58,70 +59,35 @@ def _apply(node: Node, raised: Raised) -> None:
     graph.erase_node(node)
 
 
-def _owned(kind: type[nn.Module], settings: dict[str, Any], tensors: list[tuple[str, str, bool]]) -> Owned:
-    return Owned(kind, tuple(sorted(settings.items())), tuple(tensors))
-
-
-def _weighted(
-    node: Node, owners: Owners, kind: type[nn.Module], settings: dict[str, Any], *, transposed: bool = False
-) -> Raised | None:
-    """A module with a weight and perhaps a bias, called with the node's `input`."""
-    bound = arguments(node)
-    x = bound.get("input", bound.get("self"))
-    return _with_tensors(node, owners, kind, settings, x, bound["weight"], bound.get("bias"), transposed)
-
-
-def _with_tensors(
-    node: Node,
-    owners: Owners,
-    kind: type[nn.Module],
-    settings: dict[str, Any],
-    x: Any,
-    weight_node: Any,
-    bias_node: Any,
-    transposed: bool = False,
-) -> Raised | None:
-    weight, bias = owners.parameter(weight_node), owners.parameter(bias_node)
-    if weight is None or (bias_node is not None and bias is None) or not isinstance(x, Node):
-        return None
-    path, weight = owners.owner_of(weight, node)
-    if path == weight and _reader_count(node, weight) > 1:
-        return None
-    tensors = [("weight", weight, transposed)]
-    if bias is not None:
-        tensors.append(("bias", owners.beside(path, "bias", bias), False))
-    full = settings | meta_settings(owners.lifted.tensors[weight])
-    if not owners.place(path, _owned(kind, full, tensors)):
-        return None
-    return Raised(path, (x,))
-
-
-def _reader_count(node: Node, path: str) -> int:
-    return sum(len(n.users) for n in node.graph.nodes if n.op == "get_attr" and n.target == path)
-
-
 def _linear(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | None:
     weight = value(arguments(node)["weight"])
     bias = arguments(node)["bias"] is not None
     if weight.ndim != 2:
         return None
     settings = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": bias}
-    return _weighted(node, owners, nn.Linear, settings)
+    return weighted(node, owners, nn.Linear, settings)
 
 
-_CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+_CONVOLUTIONS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+_TRANSPOSED: dict[int, type[nn.Module]] = {
+    3: nn.ConvTranspose1d,
+    4: nn.ConvTranspose2d,
+    5: nn.ConvTranspose3d,
+}
 
 
 def _conv(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | None:
     bound = arguments(node)
     weight = value(bound["weight"])
-    kind = _CONVOLUTIONS.get(weight.ndim)
-    if kind is None or bound.get("transposed"):
+    transposed = bound.get("transposed", "transpose" in str(node.target))
+    kind = (_TRANSPOSED if transposed else _CONVOLUTIONS).get(weight.ndim)
+    if kind is None:
         return None
     spatial = weight.ndim - 2
+    outer, inner = weight.shape[0], weight.shape[1] * bound["groups"]
     settings = {
-        "in_channels": weight.shape[1] * bound["groups"],
-        "out_channels": weight.shape[0],
+        "in_channels": outer if transposed else inner,
+        "out_channels": inner if transposed else outer,
         "kernel_size": tuple(weight.shape[2:]),
         "stride": _each(bound["stride"], spatial),
         "padding": bound["padding"]
@@ -131,7 +97,9 @@ def _conv(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | Non
         "groups": bound["groups"],
         "bias": bound["bias"] is not None,
     }
-    return _weighted(node, owners, kind, settings)
+    if transposed:
+        settings["output_padding"] = _each(bound["output_padding"], spatial)
+    return weighted(node, owners, kind, settings)
 
 
 def _each(sizes: Any, count: int) -> tuple[int, ...]:
@@ -150,77 +118,37 @@ def _embedding(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised 
         "scale_grad_by_freq": bound["scale_grad_by_freq"],
         "sparse": bound["sparse"],
     }
-    return _with_tensors(node, owners, nn.Embedding, settings, bound["indices"], bound["weight"], None)
+    return with_tensors(node, owners, nn.Embedding, settings, bound["indices"], bound["weight"], None)
 
 
-def _layer_norm(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | None:
+_BAG_MODES = ("sum", "mean", "max")
+
+
+def _embedding_bag(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | None:
     bound = arguments(node)
-    if bound["weight"] is None:
+    rest = [bound["offsets"]]
+    if bound["per_sample_weights"] is not None:
+        rest.append(bound["per_sample_weights"])
+    if any(user.target != operator.getitem or user.args[1] != 0 for user in node.users):
         return None
+    weight, padding = value(bound["weight"]), bound.get("padding_idx")
     settings = {
-        "normalized_shape": tuple(bound["normalized_shape"]),
-        "eps": bound["eps"],
-        "bias": bound["bias"] is not None,
+        "num_embeddings": weight.shape[0],
+        "embedding_dim": weight.shape[1],
+        "mode": _BAG_MODES[bound["mode"]],
+        "padding_idx": padding if padding is not None and padding >= 0 else None,
+        "include_last_offset": bound["include_last_offset"],
+        "scale_grad_by_freq": bound["scale_grad_by_freq"],
+        "sparse": bound["sparse"],
     }
-    return _weighted(node, owners, nn.LayerNorm, settings)
+    raised = with_tensors(node, owners, nn.EmbeddingBag, settings, bound["indices"], bound["weight"], None)
+    return None if raised is None else Raised(raised.path, (*raised.inputs, *rest))
 
 
-def _rms_norm(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | None:
+def _prelu(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | None:
     bound = arguments(node)
-    if bound["weight"] is None:
-        return None
-    settings = {"normalized_shape": tuple(bound["normalized_shape"]), "eps": bound["eps"]}
-    return _with_tensors(node, owners, nn.RMSNorm, settings, bound["input"], bound["weight"], None)
-
-
-def _group_norm(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | None:
-    bound = arguments(node)
-    if bound["weight"] is None or bound["bias"] is None:
-        return None
-    settings = {
-        "num_groups": bound["num_groups"],
-        "num_channels": value(bound["weight"]).shape[0],
-        "eps": bound["eps"],
-    }
-    return _weighted(node, owners, nn.GroupNorm, settings)
-
-
-_BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-_BATCH_NORM_LEAVES = ("weight", "bias", "running_mean", "running_var")
-
-
-def _batch_norm(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | None:
-    bound = arguments(node)
-    paths = {leaf: owners.tensor(bound.get(leaf)) for leaf in _BATCH_NORM_LEAVES}
-    given = {leaf: path for leaf, path in paths.items() if path is not None}
-    anchor = given.get("weight", given.get("running_mean"))
-    kind = _BATCH_NORMS.get(value(bound["input"]).ndim)
-    affine, tracked = "weight" in given, "running_mean" in given
-    whole = affine == ("bias" in given) and tracked == ("running_var" in given)
-    if (
-        anchor is None
-        or kind is None
-        or not whole
-        or len(given) != sum(bound.get(k) is not None for k in paths)
-    ):
-        return None
-    path = anchor.rpartition(".")[0]
-    tensors = [(leaf, owners.beside(path, leaf, source), False) for leaf, source in given.items()]
-    if any(source != f"{path}.{leaf}" for leaf, source, _ in tensors):
-        return None
-    counter = f"{path}.num_batches_tracked"
-    if counter in owners.lifted.tensors:
-        tensors.append(("num_batches_tracked", counter, False))
-    settings = {
-        "num_features": owners.lifted.tensors[anchor].shape[0],
-        "eps": bound["eps"],
-        "momentum": None if record.get(path, {}).get("cumulative") else bound["momentum"],
-        "affine": affine,
-        "track_running_stats": tracked,
-    } | meta_settings(owners.lifted.tensors[anchor])
-    if not owners.place(path, _owned(kind, settings, tensors)):
-        return None
-    return Raised(path, (bound["input"],))
+    settings = {"num_parameters": value(bound["weight"]).numel()}
+    return weighted(node, owners, nn.PReLU, settings) if value(bound["weight"]).ndim == 1 else None
 
 
 _FEATURE_DROPOUTS: dict[int, type[nn.Module]] = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}
@@ -236,7 +164,7 @@ def _dropout(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | 
         kind = _FEATURE_DROPOUTS.get(value(x).ndim)
     if kind is None:
         return None
-    path = owners.place_free(path_inside(node, "dropout"), _owned(kind, {"p": float(bound["p"])}, []))
+    path = owners.place_free(path_inside(node, "dropout"), owned(kind, {"p": float(bound["p"])}, []))
     return Raised(path, (x,))
 
 
@@ -255,7 +183,7 @@ def _attention(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised 
     inputs = [bound["query"], bound["key"], bound["value"]]
     if bound["attn_mask"] is not None:
         inputs.append(bound["attn_mask"])
-    path = owners.place_free(base, _owned(ScaledDotProductAttention, settings, []))
+    path = owners.place_free(base, owned(ScaledDotProductAttention, settings, []))
     return Raised(path, tuple(inputs))
 
 
@@ -273,11 +201,7 @@ def _addmm(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | No
 
 
 def _product(node: Node, owners: Owners, x: Any, weight: Any, bias: Any) -> Raised | None:
-    turned = isinstance(weight, Node) and weight.target in (
-        aten.t.default,
-        aten.permute.default,
-        aten.transpose.int,
-    )
+    turned = isinstance(weight, Node) and weight.target in TRANSPOSITIONS
     source = weight.args[0] if turned else weight
     path = owners.parameter(source)
     if path is None or owners.lifted.tensors[path].ndim != 2 or value(x).ndim < 2:
@@ -288,7 +212,7 @@ def _product(node: Node, owners: Owners, x: Any, weight: Any, bias: Any) -> Rais
     if bias is not None and tuple(value(bias).shape) != (columns,):
         return None
     settings = {"in_features": rows, "out_features": columns, "bias": bias is not None}
-    return _with_tensors(node, owners, nn.Linear, settings, x, source, bias, transposed=not turned)
+    return with_tensors(node, owners, nn.Linear, settings, x, source, bias, transposed=not turned)
 
 
 def _only_products(read: Node) -> bool:
@@ -303,6 +227,7 @@ def _reads(argument: Any, read: Node) -> bool:
 
 
 RULES: dict[Any, Rule] = {
+    **NORM_RULES,
     aten.linear.default: _linear,
     aten.addmm.default: _addmm,
     aten.mm.default: _matmul,
@@ -314,14 +239,14 @@ RULES: dict[Any, Rule] = {
     aten.conv2d.padding: _conv,
     aten.conv3d.padding: _conv,
     aten.convolution.default: _conv,
+    aten.conv_transpose1d.default: _conv,
+    aten.conv_transpose2d.input: _conv,
+    aten.conv_transpose3d.input: _conv,
+    aten.prelu.default: _prelu,
+    aten._prelu_kernel.default: _prelu,
     aten.embedding.default: _embedding,
-    aten.layer_norm.default: _layer_norm,
-    aten.native_layer_norm.default: _layer_norm,
-    aten.rms_norm.default: _rms_norm,
-    aten.group_norm.default: _group_norm,
-    aten.batch_norm.default: _batch_norm,
-    aten._native_batch_norm_legit_no_training.default: _batch_norm,
-    aten._native_batch_norm_legit_functional.default: _batch_norm,
+    aten.embedding_bag.default: _embedding_bag,
+    aten.embedding_bag.padding_idx: _embedding_bag,
     aten.dropout.default: _dropout,
     aten.native_dropout.default: _dropout,
     aten.feature_dropout.default: _dropout,

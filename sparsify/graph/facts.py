@@ -9,14 +9,14 @@ from functools import reduce
 from math import gcd
 from typing import Any
 
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from sparsify.errors import Refusal
 from sparsify.graph.couplings import couple, settle
-from sparsify.graph.dimensions import Dimensions, Dims, flat_sizes, operator_name
+from sparsify.graph.dimensions import Call, Dimensions, Dims, flat_sizes
 from sparsify.graph.flops import node_flops
 from sparsify.graph.following import NOTHING, Following, common, following
+from sparsify.graph.layers import Layer, layers_of, products_besides
 from sparsify.graph.layout import Layout
 from sparsify.graph.poly import Poly
 from sparsify.graph.roles import batch_norm_follows, residual_additions, roles
@@ -52,8 +52,8 @@ class LayerFacts:
 
     Attributes:
         fqn: Path of the module.
-        kind: ``linear``, ``conv1d``, ``conv2d``, ``conv3d`` or ``embedding``.
-        role: ``input``, ``hidden``, ``readout``, ``depthwise``, ``grouped`` or ``embedding``.
+        kind: ``linear``, ``conv1d``, ``conv2d``, ``conv3d``, ``conv_transpose1d``, … or ``embedding``.
+        role: ``input``, ``hidden``, ``readout``, ``depthwise``, ``grouped``, ``transposed`` or ``embedding``.
         weight: Path of the weight parameter.
         dims: Shape of the weight over width symbols.
         flops: FLOPs at density 1 and the example's shapes, over width symbols.
@@ -96,7 +96,7 @@ class Facts:
         parameters: Shape of every parameter and buffer over width symbols; pinned widths are numbers.
         literals: Sizes baked into the graph that must follow the widths.
         other_flops: FLOPs outside of ``layers``: attention products and other matrix products.
-        refusals: Operators that no rule knows, and what they pin.
+        refusals: Operators that no rule knows, and what they pin; products with parameters that are no layer.
         layouts: In which order the dimensions of every parameter and buffer are made of widths.
     """
 
@@ -109,14 +109,6 @@ class Facts:
     layouts: Mapping[str, tuple[Layout, ...]] = field(default_factory=dict)
 
 
-_KINDS: dict[type[nn.Module], str] = {
-    nn.Linear: "linear",
-    nn.Conv1d: "conv1d",
-    nn.Conv2d: "conv2d",
-    nn.Conv3d: "conv3d",
-    nn.Embedding: "embedding",
-}
-_FUNCTION_KINDS = {"linear": "linear", "conv1d": "conv1d", "conv2d": "conv2d", "conv3d": "conv3d"}
 _SPACE = "extent in space, not a width"
 
 
@@ -180,28 +172,28 @@ class _Assembly:
             self._paths.setdefault(id(tensor), name)
         self._parameters = [name for name in shapes if name in parameters]
         self._ids: dict[str, Poly] = {}
-        self._layers = self._layer_nodes()
+        self._layers = layers_of(self._module)
         self._whole = {
-            f"{self._weight(nodes[0])}[{axis}]"
-            for nodes in self._layers.values()
-            for axis in ((0, 1) if self._sort(nodes[0]) == "dense" else (0,))
-            if self._sort(nodes[0]) != "embedding"
+            f"{layer.weight}[{axis}]"
+            for layer in self._layers
+            for axis in ((0, 1) if self._sort(layer, layer.nodes[0]) == "dense" else (0,))
+            if layer.kind != "embedding"
         }
 
     def facts(self) -> Facts:
         """All of it."""
-        groups, layers = self._groups(), self._layers
-        layer_nodes = {node for nodes in layers.values() for node in nodes}
-        additions = residual_additions(self._module.graph, self._dimensions.data, frozenset(layer_nodes))
+        groups, data = self._groups(), self._dimensions.data
+        layer_nodes = {node for layer in self._layers for node in layer.nodes}
+        additions = residual_additions(self._module.graph, data, frozenset(layer_nodes))
         residual = self._residual_symbols(additions)
         others = (node for node in self._module.graph.nodes if node not in layer_nodes)
         return Facts(
             groups=tuple(self._group(group, members, residual) for group, members in groups.items()),
-            layers=tuple(self._layer_facts(layers, additions)),
+            layers=tuple(self._layer_facts(additions)),
             parameters={name: self._named(shape) for name, shape in self._shapes.items()},
             literals=tuple(self._literals()),
             other_flops=self._flops(others),
-            refusals=tuple(self._dimensions.refusals),
+            refusals=(*self._dimensions.refusals, *products_besides(self._module, self._layers, data)),
             layouts={name: self._layout(shape) for name, shape in self._shapes.items()},
         )
 
@@ -256,72 +248,50 @@ class _Assembly:
                 found |= {*self._widths.free(size), *([pin.root] if pin is not None else ())}
         return frozenset(found)
 
-    def _layer_nodes(self) -> dict[str, list[Node]]:
-        """Nodes that use each layer's weight, by the weight's path."""
-        layers: dict[str, list[Node]] = {}
-        for node in self._module.graph.nodes:
-            weight = self._weight(node)
-            if weight is not None:
-                owner = str(node.target) if node.op == "call_module" else ""
-                layers.setdefault(f"{owner}:{weight}", []).append(node)
-        return layers
-
-    def _weight(self, node: Node) -> str | None:
-        if node.op == "call_module":
-            module = self._module.get_submodule(str(node.target))
-            return f"{node.target}.weight" if type(module) in _KINDS else None
-        if node.op == "call_function" and operator_name(node) in _FUNCTION_KINDS and len(node.args) > 1:
-            source = node.args[1]
-            if isinstance(source, Node) and source.op == "get_attr":
-                return str(source.target) if str(source.target) in self._parameters else None
-        return None
-
-    def _layer_facts(
-        self, layers: Mapping[str, list[Node]], additions: frozenset[Node]
-    ) -> Iterable[LayerFacts]:
-        sorts = {node: self._sort(node) for nodes in layers.values() for node in nodes}
+    def _layer_facts(self, additions: frozenset[Node]) -> Iterable[LayerFacts]:
+        sorts = {node: self._sort(layer, node) for layer in self._layers for node in layer.nodes}
         assigned = roles(self._module.graph, sorts, additions)
-        for nodes in layers.values():
-            node = nodes[0]
-            weight = str(self._weight(node))
-            module = self._module.get_submodule(str(node.target)) if node.op == "call_module" else None
-            held = {assigned[one] for one in nodes}
+        for layer in self._layers:
+            held = {assigned[one] for one in layer.nodes}
             yield LayerFacts(
-                fqn=str(node.target) if module is not None else weight.rpartition(".")[0],
-                kind=_KINDS[type(module)] if module is not None else _FUNCTION_KINDS[operator_name(node)],
-                role=assigned[node] if len(held) == 1 else "hidden",
-                weight=weight,
-                dims=self._named(self._shapes[weight]),
-                flops=self._flops(nodes),
-                batchnorm_follows=all(batch_norm_follows(self._module, one) for one in nodes),
-                groups=self._name(self._convolution_groups(node)),
-                node=node.name,
-                follows=common([following(self._module, one) for one in nodes]),
-                functional=module is None,
+                fqn=layer.fqn,
+                kind=layer.kind,
+                role=assigned[layer.nodes[0]] if len(held) == 1 else "hidden",
+                weight=layer.weight,
+                dims=self._named(self._shapes[layer.weight]),
+                flops=self._flops(layer.nodes),
+                batchnorm_follows=all(batch_norm_follows(self._module, one) for one in layer.nodes),
+                groups=self._name(self._convolution_groups(layer, layer.nodes[0])),
+                node=layer.nodes[0].name,
+                follows=common([following(self._module, one) for one in layer.nodes]),
+                functional=layer.functional,
             )
 
-    def _convolution_groups(self, node: Node) -> Poly:
+    def _convolution_groups(self, layer: Layer, node: Node) -> Poly:
         """Groups of a convolution; of a depthwise one, its input channels."""
-        module = self._module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        groups = getattr(module, "groups", 1) if module is not None else self._function_groups(node)
-        weight = self._shapes[str(self._weight(node))]
-        if groups != 1 and weight[1].constant == 1:
+        groups = self._fixed_groups(layer, node)
+        weight = self._shapes[layer.weight]
+        channels = self._widths.value(weight[0])
+        if groups != 1 and weight[1].constant == 1 and ("transpose" not in layer.kind or groups == channels):
             source = self._dimensions.tensor(node.args[0])
             return source[len(source) - len(weight) + 1]
         return Poly(groups)
 
-    def _function_groups(self, node: Node) -> int:
-        if operator_name(node) == "linear":
-            return 1
-        groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+    def _fixed_groups(self, layer: Layer, node: Node) -> int:
+        if not layer.functional:
+            return int(getattr(self._module.get_submodule(str(node.target)), "groups", 1))
+        groups = Call.of(node).get("groups", 1) if layer.kind.startswith("conv") else 1
         return groups if isinstance(groups, int) else 1
 
-    def _sort(self, node: Node) -> str:
-        if operator_name(node) == "Embedding":
+    def _sort(self, layer: Layer, node: Node) -> str:
+        if layer.kind == "embedding":
             return "embedding"
-        if self._convolution_groups(node) == 1:
-            return "dense"
-        return "depthwise" if self._shapes[str(self._weight(node))][1].constant == 1 else "grouped"
+        groups = self._convolution_groups(layer, node)
+        if groups != 1 and self._shapes[layer.weight][1].constant == 1:
+            return "depthwise"
+        if layer.kind.startswith("conv_transpose"):
+            return "transposed"
+        return "dense" if groups == 1 else "grouped"
 
     def _flops(self, nodes: Iterable[Node]) -> Poly:
         total: Counter[tuple[str, ...]] = Counter()

@@ -15,7 +15,7 @@ def match_parameters(module: nn.Module) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.conv._ConvNd):
         _match_convolution(module)
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
@@ -23,12 +23,16 @@ def match_parameters(module: nn.Module) -> None:
         vector = weight if weight is not None else module.running_mean
         if vector is not None:
             module.num_features = int(vector.shape[0])
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.GroupNorm) and weight is not None:
         module.num_channels = int(weight.shape[0])
 
 
 def _match_convolution(module: nn.modules.conv._ConvNd) -> None:
     first, second = module.weight.shape[:2]
+    if module.transposed and second == 1 and module.groups == module.in_channels:
+        module.groups = first
     if not module.transposed and second == 1 and module.groups > 1:
         module.groups = first // (module.out_channels // module.groups)
     if module.transposed:

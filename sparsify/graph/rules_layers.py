@@ -44,6 +44,21 @@ def embedding_module(node: Node, module: nn.Module, dimensions: Dimensions) -> V
     return (*_input(node, dimensions), table[1])
 
 
+def embedding_bag_module(node: Node, module: nn.Module, dimensions: Dimensions) -> Value:
+    """nn.EmbeddingBag: the number of rows stays, and there are as many bags as recorded."""
+    table = dimensions.parameter(module.weight)  # type: ignore[arg-type]
+    dimensions.pin_axis(table, 0, "number of rows of an embedding")
+    return (dimensions.present(node)[0], table[1])
+
+
+def prelu_module(node: Node, module: nn.Module, dimensions: Dimensions) -> Value:
+    """nn.PReLU: one slope, or one for each channel."""
+    x, slopes = _input(node, dimensions), dimensions.parameter(module.weight)  # type: ignore[arg-type]
+    if slopes[0].constant != 1:
+        dimensions.unify(x[1] if len(x) > 1 else x[0], slopes[0], node)
+    return x
+
+
 def batch_norm_module(node: Node, module: nn.Module, dimensions: Dimensions) -> Value:
     """Batch and instance normalization over dimension 1; statistics follow it."""
     x = _input(node, dimensions)
@@ -102,6 +117,8 @@ MODULE_RULES: dict[type[nn.Module], ModuleRule] = {
     nn.Linear: linear_module,
     nn.modules.conv._ConvNd: conv_module,
     nn.Embedding: embedding_module,
+    nn.EmbeddingBag: embedding_bag_module,
+    nn.PReLU: prelu_module,
     nn.modules.batchnorm._NormBase: batch_norm_module,
     nn.GroupNorm: group_norm_module,
     nn.LayerNorm: layer_norm_module,

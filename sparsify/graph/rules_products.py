@@ -141,8 +141,7 @@ def convolve(
     channels = x[-spatial - 1]
     if transposed:
         dimensions.unify(channels, weight[0], node)
-        dimensions.part(weight[0], int(groups))  # type: ignore[arg-type]
-        out = weight[1] * groups
+        out = _backward_channels(weight, groups, dimensions)
     else:
         out = _forward_channels(node, channels, weight, groups, dimensions)
     return (*x[: len(x) - spatial - 1], out, *dimensions.present(node)[len(x) - spatial :])
@@ -166,12 +165,25 @@ def _forward_channels(
     return weight[0]
 
 
+def _backward_channels(weight: Dims, groups: Poly | int, dimensions: Dimensions) -> Poly:
+    """Output channels of a transposed convolution; those of a depthwise one are its input's."""
+    if groups == 1:
+        return weight[1]
+    present = dimensions.widths.value(groups) if isinstance(groups, Poly) else groups
+    if weight[1].constant == 1 and dimensions.widths.value(weight[0]) == present:
+        return weight[0]
+    count = int(groups)  # type: ignore[arg-type]
+    dimensions.part(weight[0], count)
+    return dimensions.widths.flattened((Poly(count), weight[1]))
+
+
 def convolution(call: Call, dimensions: Dimensions) -> Value:
     """A convolution whose weight is an operand."""
     x, weight = dimensions.tensor(call["input"]), dimensions.tensor(call["weight"])
     transposed = bool(call.get("transposed")) or "transpose" in str(call.node.target)
     groups: Poly | int = call["groups"]
-    if not transposed and groups != 1 and weight[1].constant == 1:
+    depthwise = groups != 1 and weight[1].constant == 1
+    if depthwise and (not transposed or groups == dimensions.widths.value(weight[0])):
         literal = dimensions.size(groups, call.node, call.paths["groups"])
         groups = dimensions.unify(literal, x[1 - len(weight)], call.node)
     if both_activations(dimensions, call["input"], call["weight"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from torch.fx import Node
 
@@ -160,6 +161,21 @@ def pixel_unshuffle(call: Call, dimensions: Dimensions) -> Value:
     return (*source[:-3], channels, *dimensions.present(call.node)[-2:])
 
 
+def im2col(call: Call, dimensions: Dimensions) -> Value:
+    """Windows as columns: C channels to C·k rows, k the size of a window."""
+    source, recorded = dimensions.tensor(call["self"]), dimensions.present(call.node)
+    dimensions.pin(source[-2:], "extent in space, not a width")
+    rows = dimensions.widths.flattened((source[-3], Poly(prod(call["kernel_size"]))))
+    return (*source[:-3], rows, recorded[-1])
+
+
+def col2im(call: Call, dimensions: Dimensions) -> Value:
+    """Columns added up to an image: C·k rows to C channels."""
+    source, recorded = dimensions.tensor(call["self"]), dimensions.present(call.node)
+    channels = dimensions.part(source[-2], prod(call["kernel_size"]), inner=True)
+    return (*source[:-2], channels, *recorded[-2:])
+
+
 def channel_shuffle(call: Call, dimensions: Dimensions) -> Value:
     """Channels in interleaved order; their number is a multiple of the groups."""
     source, groups = dimensions.tensor(call["self"]), call["groups"]
@@ -212,6 +228,8 @@ RULES: dict[str, Rule] = {
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "channel_shuffle": channel_shuffle,
+    "im2col": im2col,
+    "col2im": col2im,
     "view_as_complex": complex_pairs,
     "view_as_real": real_pairs,
 }

@@ -72,7 +72,8 @@ class Wide(Pass):
             match_parameters(module)
             if isinstance(module, _ConvNd) and name in groups:
                 module.groups = groups[name]
-                module.in_channels = module.weight.shape[1] * module.groups
+                if not module.transposed:
+                    module.in_channels = module.weight.shape[1] * module.groups
 
     def _rewrite_literals(self, result: torch.fx.GraphModule, plan: Plan) -> int:
         nodes = {node.name: node for node in result.graph.nodes}

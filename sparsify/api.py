@@ -228,7 +228,7 @@ def narrow(
 
     Returns:
         The narrowed model, which shares no memory with the given one; `meta["narrowing"]` says what went,
-        what was refused and why, parameters and FLOPs before and after, and the largest difference of outputs.
+        what was refused and why, parameters and FLOPs before and after, and the largest difference.
 
     Raises:
         UnsupportedModelError: The model cannot be captured.

@@ -12,6 +12,7 @@ import typer
 
 from sparsify import _views as views
 from sparsify._console import Format, Output, exit_codes
+from sparsify._narrow import narrow
 from sparsify._options import (
     BranchNonlinearityOption,
     FactoryOption,
@@ -195,6 +196,9 @@ def transform(
     )
     out.result(data)
     views.transform(out, data)
+
+
+app.command()(narrow)
 
 
 @app.command()

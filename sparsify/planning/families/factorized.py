@@ -14,10 +14,16 @@ from sparsify.planning.schema import PlanTensor
 
 
 def rank_for(dense: DenseShape, density: float, *, first_only: bool = False) -> int:
-    """Rank at which U and V at `density` have the dense layer's FLOPs, over all groups."""
+    """Rank at which U and V at `density` have the dense layer's FLOPs, over all groups.
+
+    With a dense V one unit of rank is a large step: where rounding up would leave U less than half of its
+    density, the rank is rounded down.
+    """
     fan_in, fan_out = dense.fan_in, dense.fan_out
     each = fan_in * density + fan_out if first_only else (fan_in + fan_out) * density
-    return dense.groups * ceil(fan_in * fan_out / each)
+    rank = ceil(fan_in * fan_out / each)
+    left = fan_out * (fan_in - rank) / (rank * fan_in)
+    return dense.groups * (rank - 1 if first_only and left < density / 2 and rank > 1 else rank)
 
 
 def rank_at_width(dense: DenseShape, width: float) -> int:

@@ -137,7 +137,8 @@ def _clip(count: int, size: int) -> int:
 
 
 def _shares(cost: Cost, profile: Profile, widths: Widths) -> tuple[float, ...]:
-    return profile([weight.shape(widths) for weight in cost.masked])
+    given = [weight.shape(cost.base) for weight in cost.masked]
+    return profile([weight.shape(widths) for weight in cost.masked], given)
 
 
 def _masked(cost: Cost, profile: Profile, factor: float, density: float) -> float:

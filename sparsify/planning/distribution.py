@@ -7,18 +7,26 @@ The scale ε is found on whatever is to be met exactly: a mean density (weights 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 from sparsify.errors import BudgetError, UserError
 
-Profile = Callable[[Sequence[tuple[int, ...]]], tuple[float, ...]]
+Shapes = Sequence[tuple[int, ...]]
+Profile = Callable[[Shapes, Shapes], tuple[float, ...]]
+"""From the shapes at the planned widths and those of the given model, a layer each."""
 
 
-def uniform(shapes: Sequence[tuple[int, ...]]) -> tuple[float, ...]:
+def uniform(shapes: Shapes, given: Shapes) -> tuple[float, ...]:
     """The same density in every layer."""
     return (1.0,) * len(shapes)
 
 
-PROFILES: Mapping[str, Profile] = {"uniform": uniform}
+def as_dense(shapes: Shapes, given: Shapes) -> tuple[float, ...]:
+    """As many active weights in every layer as it has in the given model, times one factor for all."""
+    return tuple(prod(old) / prod(new) for old, new in zip(given, shapes, strict=True))
+
+
+PROFILES: Mapping[str, Profile] = {"uniform": uniform, "as-dense": as_dense}
 PLANNED = ("erk",)
 
 

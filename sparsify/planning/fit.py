@@ -62,9 +62,10 @@ def _names(facts: Facts) -> list[str]:
 
 
 def _keep_reason(fitted: PlanLayer, given: PlanLayer) -> PlanLayer:
-    """The reason as it was, where the layer is still what it was."""
-    same = (fitted.family, fitted.nonlinearity) == (given.family, given.nonlinearity)
-    return replace(fitted, reason=given.reason if same and given.tensors else "edited in the plan")
+    """The reason as it was, where the layer still becomes what it did."""
+    before, after = ([(tensor.part, tensor.masked) for tensor in one.tensors] for one in (given, fitted))
+    same = before == after and fitted.nonlinearity == given.nonlinearity
+    return replace(fitted, reason=given.reason if same else "edited in the plan")
 
 
 def _check_tied(entries: Sequence[PlanLayer]) -> None:

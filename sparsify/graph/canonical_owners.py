@@ -140,7 +140,11 @@ def stack_path(node: Node) -> str:
 
 def path_inside(node: Node, name: str) -> str:
     """Where a module that `node` needs belongs: at the module that made the call, or below it as `name`."""
-    path, kind = _innermost(node)
+    return path_below(*_innermost(node), name)
+
+
+def path_below(path: str, kind: str, name: str) -> str:
+    """Where a module belongs that a call needs, given path and class (qualified) of the calling module."""
     path = re.sub(r"[\"'\\\r\n]", "_", path)
     if kind in _OWN_TYPES and path:
         return path
@@ -155,8 +159,13 @@ def _innermost(node: Node) -> tuple[str, str]:
     if path.startswith("_empty_nn_module_stack"):
         return "", ""
     if isinstance(kind, type):
-        kind = f"{kind.__module__}.{kind.__qualname__}"
+        kind = qualified(kind)
     return re.sub(r"@\d+", "", path), kind
+
+
+def qualified(kind: type) -> str:
+    """Name of a class with its module, as torch.export records it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def build(owned: Owned, tensors: Mapping[str, Tensor], made: dict[str, nn.Parameter]) -> nn.Module:

@@ -21,6 +21,7 @@ from sparsify.graph.example import Example
 from sparsify.graph.prepare import pruned, traceable
 from sparsify.graph.traced import KeySource, Traced
 from sparsify.graph.train_mode import RULE, align, needs_train_trace, train_record
+from sparsify.graph.train_probe import same_in_training
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -53,7 +54,8 @@ def trace(
     ep, example, shapes = _capture(model, example, asked, dynamic)
     record, refusals = train_record(model), _closed_dims(ep, shapes)
     if needs_train_trace(model):
-        aligned, refused = _train_trace(model, ep, example, shapes)
+        probed = same_in_training(model, example)
+        aligned, refused = _train_trace(model, ep, example, shapes) if probed is None else (probed, [])
         record |= aligned
         refusals += refused
     canonical = canonicalise(ep, train_record=record)

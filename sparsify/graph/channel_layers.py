@@ -47,7 +47,9 @@ def convolution_module(node: Node, channels: Channels) -> Sequence[Labels]:
     weight, bias = _parameter(node, "weight", channels), _parameter(node, "bias", channels)
     shape = tuple(module.weight.shape)  # type: ignore[arg-type]
     if getattr(module, "transposed", False):
-        return channels.unknown(node)
+        return (
+            [_convolve_back(node, channels, weight, bias)] if module.groups == 1 else channels.unknown(node)
+        )
     return [_convolve(node, channels, shape, weight, bias, int(module.groups))]  # type: ignore[arg-type]
 
 
@@ -73,6 +75,22 @@ def _convolve(
 def _share(rows: Tensor, channels: Channels) -> None:
     for column in rows.t().tolist():
         channels.merge(column)
+
+
+def _convolve_back(node: Node, channels: Channels, weight: Labels, bias: Labels) -> Labels:
+    """A transposed convolution: its weight is [in, out, ...]."""
+    rank = channels.module.get_parameter(f"{node.target}.weight").ndim
+    axis = len(channels.extents.shape(node)) - rank + 1
+    meet(channels.of(node.args[0]).get(axis), weight.get(0), node, channels)
+    meet(weight.get(1), bias.get(0), node, channels)
+    return {axis: weight[1]} if 1 in weight else {}
+
+
+def prelu_module(node: Node, channels: Channels) -> Sequence[Labels]:
+    """A slope for each channel, or one for all."""
+    x = channels.of(node.args[0])
+    meet(x.get(1), _parameter(node, "weight", channels).get(0), node, channels)
+    return [x]
 
 
 def functional_layer(node: Node, channels: Channels) -> Sequence[Labels]:

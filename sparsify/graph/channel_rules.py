@@ -22,6 +22,7 @@ from sparsify.graph.channel_layers import (
     layer_norm,
     linear,
     meet,
+    prelu_module,
     table,
 )
 from sparsify.graph.channel_products import attention, einsum, matmul
@@ -188,6 +189,14 @@ def _reduction(node: Node, channels: Channels) -> Sequence[Labels]:
     return [kept for _ in channels.extents.shapes(node)]
 
 
+def _padded(node: Node, channels: Channels) -> Sequence[Labels]:
+    """Copies of entries around the last dimensions."""
+    x, rank = channels.of(node.args[0]), len(channels.extents.shape(node))
+    around = range(rank - len(Call.of(node)["pad"]) // 2, rank)
+    channels.block_all(x, f"{where(node)} repeats places in it", around)
+    return [x]
+
+
 def _along(node: Node, channels: Channels) -> Sequence[Labels]:
     source: Any = node.args[0]
     axis = axis_of(Call.of(node)["dim"], len(channels.extents.shape(source)))
@@ -232,6 +241,7 @@ _FUNCTIONS: Mapping[str, Rule] = {
     **dict.fromkeys(_FACTORIES, _new),
     **dict.fromkeys(("prelu", "_prelu_kernel"), _prelu),
     "glu": _glu,
+    "pad": _padded,
     "embedding": table,
     "index": index,
     "sym_size": lambda node, channels: [{}],
@@ -241,7 +251,9 @@ _MODULES: Mapping[type[nn.Module], Rule] = {
     nn.Linear: linear,
     nn.modules.conv._ConvNd: convolution_module,
     nn.Embedding: embedding,
-    nn.modules.batchnorm._BatchNorm: batch_norm,
+    nn.EmbeddingBag: embedding,
+    nn.modules.batchnorm._NormBase: batch_norm,
+    nn.PReLU: prelu_module,
     nn.LayerNorm: layer_norm,
     nn.RMSNorm: layer_norm,
     nn.GroupNorm: group_norm,

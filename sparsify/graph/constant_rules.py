@@ -129,7 +129,9 @@ def _linear_module(node: Node, known: Constants) -> Sequence[Known]:
 def _convolution_module(node: Node, known: Constants) -> Sequence[Known]:
     module: Any = known.module.get_submodule(str(node.target))
     if module.transposed:
-        return []
+        weight = module.weight.transpose(0, 1)
+        one = module.groups == 1
+        return [convolve(known.of(node.args[0]), weight, module.bias, 1, padded=True)] if one else []
     return [convolve(known.of(node.args[0]), module.weight, module.bias, module.groups, is_padded(module))]
 
 
@@ -186,6 +188,21 @@ def _same(node: Node, known: Constants) -> Sequence[Known]:
     if node.args[0] in known.row_sums_one:
         known.row_sums_one.add(node)
     return [known.of(node.args[0])]
+
+
+def _prelu_module(node: Node, known: Constants) -> Sequence[Known]:
+    x = known.of(node.args[0])
+    slopes: Any = known.module.get_submodule(str(node.target)).weight
+    shape = [1, -1, *[1] * (x.value.ndim - 2)] if x.value.ndim > 1 else [-1]
+    value = torch.where(x.value > 0, x.value, x.value * slopes.detach().view(shape))
+    return [Known(value, x.mask.broadcast_to(value.shape))]
+
+
+def _padded(node: Node, known: Constants) -> Sequence[Known]:
+    """Copies of entries around the last dimensions."""
+    x = known.of(node.args[0])
+    rank = x.value.ndim
+    return [x.collapsed(range(rank - len(Call.of(node)["pad"]) // 2, rank))]
 
 
 def _pooled(node: Node, known: Constants) -> Sequence[Known]:
@@ -275,6 +292,7 @@ _FUNCTIONS: Mapping[str, Rule] = {
     **dict.fromkeys(("zeros_like", "ones_like", "full_like"), _filled),
     **dict.fromkeys(("matmul", "bmm"), _matmul),
     "scaled_dot_product_attention": _attention,
+    "pad": _padded,
 }
 _MODULES: Mapping[type[nn.Module], Rule] = {
     nn.Linear: _linear_module,
@@ -282,5 +300,6 @@ _MODULES: Mapping[type[nn.Module], Rule] = {
     nn.Embedding: _embedding,
     nn.modules.batchnorm._BatchNorm: _batch_norm,
     nn.modules.dropout._DropoutNd: _same,
+    nn.PReLU: _prelu_module,
     ScaledDotProductAttention: _attention,
 }

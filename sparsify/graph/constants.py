@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 
 from sparsify.graph.dimensions import operator_name
 from sparsify.graph.extents import Extents
-from sparsify.graph.movement import apply, tensor_inputs
+from sparsify.graph.movement import apply, pads_a_number, tensor_inputs
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Constants:
     def moved(self, node: Node) -> list[Known]:
         """What is known of the results of an operator that only moves elements."""
         sources = tensor_inputs(node, self.extents)
-        if not any(self.of(source).any for source in sources) and operator_name(node) != "constant_pad_nd":
+        if not any(self.of(source).any for source in sources) and not pads_a_number(node):
             return []
         extents = self.extents
         values = apply(node, lambda source: self.of(source).value.expand(extents.shape(source)), extents)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from sparsify.graph.dimensions import operator_name
+from sparsify.graph.dimensions import Call, operator_name
 from sparsify.graph.extents import Extents, results
 
 _MOVES = frozenset(
@@ -67,12 +67,18 @@ _MOVES = frozenset(
         "roll",
     ]
 )
-_PADDING = "constant_pad_nd"
+_PADDING = ("constant_pad_nd", "pad")
 
 
 def moves(node: Node) -> bool:
     """Whether a node does nothing but move, repeat, drop or pad elements."""
-    return node.op == "call_function" and operator_name(node) in _MOVES
+    return node.op == "call_function" and (operator_name(node) in _MOVES or pads_a_number(node))
+
+
+def pads_a_number(node: Node) -> bool:
+    """Whether a node puts a number around a tensor."""
+    name = operator_name(node)
+    return name == _PADDING[0] or (name == _PADDING[1] and Call.of(node)["mode"] == "constant")
 
 
 def apply(
@@ -95,8 +101,9 @@ def apply(
         return stand_in(argument) if isinstance(value, Tensor) else value
 
     args, kwargs = map_arg((node.args, dict(node.kwargs)), replaced)
-    if padding is not None and operator_name(node) == _PADDING:
-        args, kwargs = (*args[:2], padding), {}
+    if padding is not None and pads_a_number(node):
+        between = () if operator_name(node) == _PADDING[0] else ("constant",)
+        args, kwargs = (args[0], args[1] if len(args) > 1 else kwargs["pad"], *between, padding), {}
     target: Any = node.target
     with torch.no_grad():
         return list(results(target(*args, **kwargs)))

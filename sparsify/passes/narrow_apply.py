@@ -19,7 +19,7 @@ from sparsify.graph.verify import propagate, with_literal
 from sparsify.masks.module import SparseGraphModule
 from sparsify.masks.state import SUFFIX, attach_hooks
 from sparsify.passes.narrow_dead import Reader, taken_over
-from sparsify.passes.narrow_units import Units
+from sparsify.passes.narrow_units import Units, is_gone
 
 
 def take_out(
@@ -38,10 +38,7 @@ def take_out(
         SparsifyError: Shapes do not come out as the facts foretell, which is a fault of this package.
     """
     widths = remaining(facts, units, removed)
-    kept = {
-        place: torch.nonzero((ids < 0) | ~removed[ids.clamp(min=0)]).flatten()
-        for place, ids in units.places.items()
-    }
+    kept = {place: torch.nonzero(~is_gone(ids, removed)).flatten() for place, ids in units.places.items()}
     with torch.no_grad():
         biases = _biases(module, removed, readers)
         result = _copied(module, _tensors(module, kept, biases))
@@ -70,6 +67,8 @@ def _biases(module: GraphModule, removed: Tensor, readers: Sequence[Reader]) -> 
         if reader.path is None or reader.path in biases:
             continue
         layer: Any = module.get_submodule(reader.path)
+        if getattr(layer, "transposed", False):
+            continue  # takes over nothing but zeros
         added = taken_over(reader, layer.weight, removed)
         if bool(added.any()):
             bias = torch.zeros_like(added) if layer.bias is None else layer.bias.double()

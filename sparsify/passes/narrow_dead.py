@@ -16,7 +16,7 @@ from sparsify.graph.channels import Channels
 from sparsify.graph.constant_rules import is_padded, per_group
 from sparsify.graph.constants import Constants, Known
 from sparsify.graph.dimensions import CONVOLUTIONS, Call, operator_name
-from sparsify.passes.narrow_units import Units
+from sparsify.passes.narrow_units import Units, is_gone
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Reader:
         Args:
             removed: Bool, one entry a unit.
         """
-        alive = (self.rows < 0) | ~removed[self.rows.clamp(min=0)]
-        rows = self.touches & alive[:, None]
+        rows = self.touches & ~is_gone(self.rows, removed)[:, None]
         read = rows.view(self.groups, -1, rows.shape[1]).any(1).flatten()
         needed: Tensor = torch.unique(self.columns[read & ~self.known.mask])
         return needed[needed >= 0]
@@ -125,10 +124,14 @@ def _readers_of(
             path = str(node.target)
             padded = not isinstance(module, nn.Linear) and is_padded(module)
             groups = getattr(module, "groups", 1)
-            labels = channels.tensor(f"{path}.weight")
-            yield from _layer(
-                node, path, module.weight, labels.get(0), groups, padded, channels, known, unit_of
-            )
+            weight, labels = module.weight, channels.tensor(f"{path}.weight").get(0)
+            if getattr(module, "transposed", False):
+                weight, labels, padded = (
+                    weight.transpose(0, 1),
+                    channels.tensor(f"{path}.weight").get(1),
+                    True,
+                )
+            yield from _layer(node, path, weight, labels, int(groups), padded, channels, known, unit_of)
     elif name in ("linear", *CONVOLUTIONS) and isinstance(node.args[1], Node):
         yield from _functional(node, channels, known, unit_of)
     elif name == "sum":
@@ -224,8 +227,7 @@ def taken_over(reader: Reader, weight: Tensor, removed: Tensor) -> Tensor:
     Returns:
         [out].
     """
-    gone = (reader.columns >= 0) & removed[reader.columns.clamp(min=0)]
-    constants = reader.known.where(gone).value.double()
+    constants = reader.known.where(is_gone(reader.columns, removed)).value.double()
     kernels = weight.detach().double()
     kernels = kernels.flatten(2).sum(2) if kernels.ndim > 2 else kernels
     return per_group(constants, kernels, reader.groups)

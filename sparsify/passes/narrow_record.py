@@ -34,18 +34,20 @@ def narrowed_record(
         flops: FLOPs before and after.
 
     Returns:
-        The record with every number counted anew. A plan whose widths cannot be told is dropped.
+        The record with every number counted anew. A plan whose widths cannot be told is dropped, and so are
+        the places of the dense model's units: a dense checkpoint does not fit any more.
     """
     made = [name for name, _ in result.named_parameters() if name not in facts.parameters]
     scaling = record.scaling
     return dataclasses.replace(
         record,
-        plan=None if record.plan is None else _plan(record.plan, result, flops),
+        plan=None if record.plan is None else _plan(record.plan, result, flops[1]),
         scaling=None if scaling is None else _scaling(scaling, facts, traced.module, result, made),
         parameter_map=_parameter_map(record, traced.module, result, made),
         inputs=InputSpec.from_traced(traced),
         ties=traced.ties,
         refusals=traced.refusals,
+        dense=(),
     )
 
 
@@ -95,7 +97,7 @@ def _rescaled(
     scaling: Scaling,
     behind_batchnorm: bool,
 ) -> TensorScale:
-    """Rates go with 1/(m_in·m_ρ), those of SGD with m_out too; the forward factor is in the graph: it stays."""
+    """Rates go with 1/(m_in·m_ρ), SGD's with m_out too; the forward factor is in the graph and stays."""
     table = one.role == "embedding"
     fan_in = 1.0 if old[0].ndim < 2 else _fan_in(new[0], table) / _fan_in(old[0], table)
     fan_out = _fan_out(new[0], table) / _fan_out(old[0], table)
@@ -131,7 +133,7 @@ def _fan_out(tensor: Tensor, table: bool) -> int:
     return tensor.shape[1] if table else tensor.shape[0]
 
 
-def _plan(plan: Plan, result: nn.Module, flops: tuple[int, int]) -> Plan | None:
+def _plan(plan: Plan, result: nn.Module, flops: int) -> Plan | None:
     """The plan with every size counted, or None where one cannot be told."""
     present = _tensors(result)
     layers = [_layer(layer, present) for layer in plan.layers]
@@ -145,7 +147,7 @@ def _plan(plan: Plan, result: nn.Module, flops: tuple[int, int]) -> Plan | None:
         return None
     return dataclasses.replace(
         plan,
-        flops=PlanFlops(dense=plan.flops.dense, sparse=plan.flops.sparse - flops[0] + flops[1]),
+        flops=PlanFlops(dense=plan.flops.dense, sparse=flops),
         groups=tuple(kept),
         layers=tuple(told),
     )

@@ -58,6 +58,19 @@ class Units:
         return next((refusal.reason for refusal in self.refusals if refusal.fqn == group), None)
 
 
+def is_gone(places: Tensor, removed: Tensor) -> Tensor:
+    """Whether the unit of each place is taken out.
+
+    Args:
+        places: Units; -1 where a place stays.
+        removed: Bool, one entry a unit.
+    """
+    gone = torch.zeros_like(places, dtype=torch.bool)
+    owned = places >= 0
+    gone[owned] = removed[places[owned]]
+    return gone
+
+
 def find_units(facts: Facts, channels: Channels) -> Units:
     """Units of every group that may get smaller.
 

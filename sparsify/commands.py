@@ -132,6 +132,8 @@ def transform(
     traced = traced_from(model, inputs)
     plan = _read_plan(plan_file) if plan_file else api.plan(traced, **plan_options)
     if plan_only:
+        if plan_file:
+            plan = _fitted(plan, traced)
         text = plan.to_json()
         if output is not None:
             _write_text(output, text)
@@ -172,14 +174,23 @@ def _parameters(model: Any) -> dict[str, int]:
 
 def _planned_parameters(traced: Any, plan: Any) -> dict[str, int]:
     from sparsify.graph.facts import facts
-    from sparsify.planning import stored_parameters
+    from sparsify.passes.parts import parts
 
-    names = [name for name, _ in traced.module.named_parameters()]
-    stored = stored_parameters(facts(traced), plan, names)
+    own = {name for name, _ in traced.module.named_parameters()}
+    found = parts(traced, facts(traced), plan).values()
+    stored = sum(math.prod(part.shape) for part in found if part.kind != "whole" or part.fqn in own)
     masked = {tensor.fqn: tensor for layer in plan.layers for tensor in layer.tensors if tensor.masked}
     cut = sum(math.prod(tensor.shape) - tensor.nnz for tensor in masked.values())
     dense = sum(parameter.numel() for parameter in traced.module.parameters())
     return {"dense": dense, "stored": stored, "nonzero": stored - cut}
+
+
+def _fitted(plan: Any, traced: Any) -> Any:
+    """An edited plan with everything that follows from the edits."""
+    from sparsify.graph.facts import facts
+    from sparsify.planning import fit
+
+    return fit(plan, facts(traced), ties=traced.ties)
 
 
 def _read_plan(path: Path) -> Any:

@@ -12,7 +12,6 @@ from sparsify.planning.schema import (
     PlanOptions,
     PlanTensor,
 )
-from sparsify.planning.stored import stored_parameters
 from sparsify.planning.table import COLUMNS, rows
 
 __all__ = [
@@ -28,5 +27,4 @@ __all__ = [
     "plan",
     "plan_from_facts",
     "rows",
-    "stored_parameters",
 ]

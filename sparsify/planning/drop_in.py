@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sparsify.errors import BudgetError, Refusal
 from sparsify.graph.facts import Facts, LayerFacts
+from sparsify.graph.readers import OtherReaders
 from sparsify.planning.cost import Weight
 from sparsify.planning.families import Amount, DenseShape, Parts, build, parallel
 from sparsify.planning.families.factorized import rank_at_width
@@ -47,19 +48,32 @@ def shape_of(weight: Weight, widths: Mapping[str, int]) -> DenseShape:
 
 
 class Surroundings:
-    """What lies around the layers of a model: which norms serve whom, which dimensions are residual."""
+    """What lies around the layers of a model: residual dimensions, and who else reads what."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, readers: OtherReaders | None = None) -> None:
+        """Looks around.
+
+        Args:
+            facts: Facts of the model.
+            readers: Who else reads the layers' parameters and norms; without it, only norms that two layers
+                share are known.
+        """
+        self._readers = readers or OtherReaders()
         self._served: dict[str, list[str]] = {}
         for layer in facts.layers:
             if layer.follows.norm is not None:
                 self._served.setdefault(layer.follows.norm, []).append(layer.fqn)
         self._residual = {member: group.residual for group in facts.groups for member in group.members}
 
-    def shared_norm(self, layer: LayerFacts) -> str | None:
-        """Another layer that the normalisation behind this one follows too, or None."""
-        served = self._served.get(layer.follows.norm or "", [])
-        return next((fqn for fqn in served if fqn != layer.fqn), None)
+    def claim_on_parameters(self, layer: LayerFacts) -> str | None:
+        """Who else reads the weight or bias of a layer, or None."""
+        return self._readers.of_parameters.get(layer.fqn)
+
+    def claim_on_norm(self, layer: LayerFacts) -> str | None:
+        """Whom else the normalisation behind a layer serves, or None."""
+        norm = layer.follows.norm
+        other = next((fqn for fqn in self._served.get(norm or "", ()) if fqn != layer.fqn), None)
+        return f"{norm} also serves {other}" if other is not None else self._readers.of_norm.get(layer.fqn)
 
     def between_streams(self, layer: LayerFacts) -> bool:
         """Whether every width of a weight is that of a residual stream, pinned or not."""
@@ -80,6 +94,9 @@ def choose(around: Surroundings, weight: Weight, options: PlanOptions) -> DropIn
         names = ", ".join(one.fqn for one in weight.layers)
         reason = f"its weight is shared by {names}; only layers with a weight of their own are replaced"
         return Refusal(layer.fqn, "tied", reason)
+    claim = around.claim_on_parameters(layer)
+    if claim is not None:
+        return Refusal(layer.fqn, "shared", f"{claim}; only layers with parameters of their own are replaced")
     if options.scope == "inner" and around.between_streams(layer):
         return Refusal(
             layer.fqn, "scope", "lies between two residual streams, which scope 'inner' leaves alone"
@@ -88,7 +105,7 @@ def choose(around: Surroundings, weight: Weight, options: PlanOptions) -> DropIn
     if options.family != "auto":
         family = options.family
     else:
-        shared = around.shared_norm(layer) if nonlinearity == "follows" else None
+        shared = around.claim_on_norm(layer) if nonlinearity == "follows" else None
         family = "doped" if nonlinearity == "none" or shared else "parallel"
     if family == "parallel":
         return _parallel(around, weight, nonlinearity, options)
@@ -183,12 +200,11 @@ def _parallel(
             "no nonlinearity follows it alone, so its branches would be one matrix; "
             "--branch-nonlinearity inserts one",
         )
-    if nonlinearity == "follows" and (other := around.shared_norm(layer)) is not None:
+    if nonlinearity == "follows" and (claim := around.claim_on_norm(layer)) is not None:
         return Refusal(
             layer.fqn,
             "norm",
-            f"the normalisation {layer.follows.norm} behind it also serves {other}, so it cannot move into "
-            "the branches; --branch-nonlinearity inserts one of their own",
+            f"{claim}, so it cannot move into the branches; --branch-nonlinearity inserts one of their own",
         )
     return DropIn(weight, "parallel", nonlinearity)
 

@@ -153,8 +153,5 @@ def _check_nonlinearity(drop_in: DropIn, changed: bool, around: Surroundings, op
             f"{where}: no nonlinearity follows the layer alone, so its branches would be one matrix; name "
             f"one to insert: {', '.join(NONLINEARITIES)}"
         )
-    if given == "follows" and (other := around.shared_norm(layer)) is not None:
-        raise InvalidPlanError(
-            f"{where}: the normalisation {layer.follows.norm} behind the layer also serves {other}, so it "
-            "cannot move into the branches; name one to insert"
-        )
+    if given == "follows" and (claim := around.claim_on_norm(layer)) is not None:
+        raise InvalidPlanError(f"{where}: {claim}, so it cannot move into the branches; name one to insert")

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from sparsify.errors import BudgetError, Refusal
 from sparsify.graph.facts import Facts
 from sparsify.graph.facts import facts as facts_of
+from sparsify.graph.readers import OtherReaders, other_readers
 from sparsify.graph.traced import Traced
 from sparsify.planning import budget
 from sparsify.planning.assemble import assemble, masked_parts
@@ -95,7 +96,8 @@ def plan(
         if isinstance(leaf, torch.Tensor)
     )
     known = facts if facts is not None else facts_of(traced)
-    made = plan_from_facts(known, options, ties=traced.ties, example=example)
+    readers = other_readers(traced.module, known.layers, traced.ties)
+    made = plan_from_facts(known, options, ties=traced.ties, example=example, readers=readers)
     return replace(made, refusals=(*traced.refusals, *made.refusals))
 
 
@@ -105,11 +107,12 @@ def plan_from_facts(
     *,
     ties: Iterable[Sequence[str]] = (),
     example: tuple[tuple[int, ...], ...] = (),
+    readers: OtherReaders | None = None,
 ) -> Plan:
     """Plans from facts alone; see `plan`."""
     options = checked(options)
     weights = weights_of(facts, ties)
-    chosen = select(facts, weights, options)
+    chosen = select(facts, weights, options, readers)
     if is_dense(options):
         chosen = Selection((), weights, frozenset(), ())
     cost = Cost(facts, chosen.masked, chosen.dense, chosen.widened)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from sparsify.errors import Refusal, UserError
 from sparsify.graph.facts import Facts, LayerFacts
+from sparsify.graph.readers import OtherReaders
 from sparsify.planning.cost import Weight
 from sparsify.planning.drop_in import DropIn, Surroundings, choose
 from sparsify.planning.families import DROP_IN
@@ -46,8 +47,13 @@ class Selection:
     drop_ins: tuple[DropIn, ...] = ()
 
 
-def select(facts: Facts, weights: Sequence[Weight], options: PlanOptions) -> Selection:
-    """Chooses what is masked and what widens.
+def select(
+    facts: Facts,
+    weights: Sequence[Weight],
+    options: PlanOptions,
+    readers: OtherReaders | None = None,
+) -> Selection:
+    """Chooses what is masked or replaced and what widens.
 
     A weight is a candidate when every layer that uses it is hidden (or a grouped convolution), is not kept
     dense and, with `only`, is named there; a first or last layer is one when `only` names it in full. In the
@@ -68,7 +74,10 @@ def select(facts: Facts, weights: Sequence[Weight], options: PlanOptions) -> Sel
         widened = _widened(facts, candidates, options)
         masked = [weight for weight in candidates if weight.symbols & widened]
     names = {weight.fqn for weight in masked}
-    chosen = _drop_ins(facts, [weight for weight in candidates if weight.fqn not in names], options)
+    rest = [weight for weight in candidates if weight.fqn not in names]
+    around = Surroundings(facts, readers)
+    replaces = options.family in (*DROP_IN, "auto")
+    chosen = [choose(around, weight, options) for weight in rest] if replaces else []
     taken = {drop_in.weight.fqn for drop_in in chosen if isinstance(drop_in, DropIn)}
     refused = {one.fqn: one for one in chosen if isinstance(one, Refusal)}
     dense = [weight for weight in weights if weight.fqn not in names]
@@ -78,13 +87,6 @@ def select(facts: Facts, weights: Sequence[Weight], options: PlanOptions) -> Sel
             refusals += _refusals(facts, weight, options, refused)
     drop_ins = tuple(one for one in chosen if isinstance(one, DropIn))
     return Selection(tuple(masked), tuple(dense), widened, tuple(refusals), drop_ins)
-
-
-def _drop_ins(facts: Facts, weights: Iterable[Weight], options: PlanOptions) -> list[DropIn | Refusal]:
-    if options.family not in (*DROP_IN, "auto"):
-        return []
-    around = Surroundings(facts)
-    return [choose(around, weight, options) for weight in weights]
 
 
 def _widened(facts: Facts, candidates: Iterable[Weight], options: PlanOptions) -> frozenset[str]:

@@ -30,6 +30,7 @@ class Context:
         init: `scratch` draws new weights, `preserve` keeps the given ones.
         seed: Seed of weights and masks.
         base_std: Base standard deviations by parameter name, where the user fixes them.
+        new_connections: Share of every mask that goes to new units, where given weights are kept.
     """
 
     traced: Traced
@@ -38,6 +39,7 @@ class Context:
     init: Init
     seed: int
     base_std: Mapping[str, float]
+    new_connections: float = 0.0
 
 
 @dataclass(frozen=True)

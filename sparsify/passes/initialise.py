@@ -22,6 +22,7 @@ from sparsify.passes.contract import Pass, PassResult
 from sparsify.passes.draw_parts import Bases, draw_part
 from sparsify.passes.initialisers import fan_in, look
 from sparsify.passes.parts import parts
+from sparsify.passes.preserve import fill, sheet_of, tensors_of
 from sparsify.passes.randomness import generator
 from sparsify.planning import Plan
 
@@ -33,21 +34,13 @@ class Initialise(Pass):
 
     name = "initialise"
 
-    def requires(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
-        """Preserving needs the given shapes."""
-        given = dict(self.context.traced.module.named_parameters())
-        for name, parameter in graph.named_parameters():
-            if self.context.init == "preserve" and parameter.shape != given[name].shape:
-                raise self.failed(f"{name} cannot be preserved, its shape changed")
-
     @torch.no_grad()
     def run(self, graph: torch.fx.GraphModule, plan: Plan) -> PassResult:
-        """Copies or draws, in place and one tensor at a time."""
-        given = dict(self.context.traced.module.named_parameters())
+        """Places the given weights and their masks, or draws; in place and one tensor at a time."""
         if self.context.init == "preserve":
-            for name, parameter in graph.named_parameters():
-                parameter.copy_(given[name])
-            return PassResult(graph, 0)
+            source = tensors_of(self.context.traced.module)
+            return PassResult(graph, fill(graph, source, sheet_of(self.context, plan)))
+        given = dict(self.context.traced.module.named_parameters())
         layers = {layer.weight: layer for layer in self.context.facts.layers}
         table = parts(self.context.traced, self.context.facts, plan)
         bases = Bases(self.context)

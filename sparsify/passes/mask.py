@@ -8,7 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from sparsify.masks.exact import random_mask, topk_mask
+from sparsify.masks.exact import random_mask
 from sparsify.masks.state import attach_hooks, masked_parameters, set_mask, verify_masks
 from sparsify.passes.contract import Pass, PassResult
 from sparsify.passes.disjoint import disjoint_masks
@@ -17,7 +17,7 @@ from sparsify.planning import Plan
 
 
 class Mask(Pass):
-    """Random masks for new weights, masks of the largest magnitudes for kept ones; counts the masks.
+    """Random masks for new weights; kept ones have theirs already. Counts the masks.
 
     A layer that the plan leaves alone keeps the mask it came with, if its weights are kept. On the meta
     device masks have shapes and no entries.
@@ -29,13 +29,14 @@ class Mask(Pass):
         """Sets the masks and zeroes the weights outside of them."""
         wanted = planned_counts(plan)
         branches = self._linear_branches(plan)
+        chosen = masked_parameters(graph) if self.context.init == "preserve" else {}
         for fqn, nnz in wanted.items():
+            if fqn in chosen:
+                continue
             path, _, leaf = fqn.rpartition(".")
             weight = graph.get_parameter(fqn)
             if weight.is_meta:
                 mask = torch.empty_like(weight, dtype=torch.bool)
-            elif self.context.init == "preserve":
-                mask = topk_mask(weight.detach().abs(), nnz)
             elif fqn in branches:
                 mask = next(branches[fqn])
             else:
@@ -59,10 +60,9 @@ class Mask(Pass):
         found = masked_parameters(graph)
         wanted = planned_counts(plan)
         given = masked_parameters(self.context.traced.module) if self.context.init == "preserve" else {}
-        if set(found) != set(wanted) | set(given):
-            raise self.failed(
-                f"masks differ from the plan at {sorted(set(found) ^ (set(wanted) | set(given)))}"
-            )
+        stayed = set(given) & {name for name, _ in graph.named_parameters()}
+        if set(found) != set(wanted) | stayed:
+            raise self.failed(f"masks differ from the plan at {sorted(set(found) ^ (set(wanted) | stayed))}")
         for fqn, nnz in wanted.items():
             mask = found[fqn].mask
             if not mask.is_meta and int(torch.count_nonzero(mask)) != nnz:

@@ -16,15 +16,23 @@ from sparsify.graph.traced import Traced
 from sparsify.graph.train_mode import train_record
 from sparsify.masks.module import SparseGraphModule
 from sparsify.passes.contract import Context, Init, Pass
+from sparsify.passes.dense import dense_tensors
 from sparsify.passes.doped import Doped
 from sparsify.passes.factorized import Factorized
 from sparsify.passes.initialise import Initialise
 from sparsify.passes.mask import Mask
 from sparsify.passes.origins import key_sources, mapping
 from sparsify.passes.parallel import Parallel
-from sparsify.passes.parts import DROP_INS
+from sparsify.passes.preserve import (
+    DEFAULT_NEW_CONNECTIONS,
+    check_preservable,
+    sheet_of,
+    tensors_of,
+    without_tied_multipliers,
+)
 from sparsify.passes.readout import ReadoutMultiplier
 from sparsify.passes.record import Record
+from sparsify.passes.recover import report
 from sparsify.passes.tensor_facts import tensor_facts
 from sparsify.passes.wide import Wide
 from sparsify.planning import Plan, fit
@@ -51,6 +59,7 @@ def rewrite(
     density_exponent: float | None = None,
     seed: int = 0,
     base_std: Mapping[str, float] | None = None,
+    new_connections: float = DEFAULT_NEW_CONNECTIONS,
     facts: Facts | None = None,
 ) -> SparseGraphModule:
     """Applies a plan: a new module with masks, initial weights, scaling and a record.
@@ -58,12 +67,14 @@ def rewrite(
     Args:
         traced: The model; left as it is.
         plan: A plan for it, possibly edited.
-        init: `scratch` draws new weights; `preserve` keeps the given ones and prunes by magnitude, which
-            needs unchanged widths.
+        init: `scratch` draws new weights; `preserve` keeps the given ones as far as the budget allows, and
+            the record says how far from the given model the result starts.
         parameterization: How initial weights and learning rates follow width and density.
         density_exponent: γ in m_ρ = density^γ; 1 when not given.
         seed: Seed of weights and masks, tensor by tensor.
         base_std: Standard deviations of initial weights by parameter name, before scaling.
+        new_connections: With `preserve`, the share of every mask that goes to units which the given model
+            does not have; without any, such units never learn.
         facts: The facts of `traced`, where they are known already.
 
     Returns:
@@ -75,18 +86,24 @@ def rewrite(
     """
     known = facts if facts is not None else facts_of(traced)
     fitted = fit(plan, known, ties=traced.ties)
-    _check_options(traced, fitted, init, base_std or {})
+    _check_options(traced, init, base_std or {})
     _check_finite(traced.module)
     exponent = 1.0 if density_exponent is None else density_exponent
     scaling = scaling_table(
         tensor_facts(traced, known, fitted), parameterization=parameterization, density_exponent=exponent
     )
-    context = Context(traced, known, scaling, init, seed, dict(base_std or {}))
+    if init == "preserve":
+        check_preservable(fitted, new_connections)
+        scaling = without_tied_multipliers(scaling, traced.ties)
+    context = Context(traced, known, scaling, init, seed, dict(base_std or {}), new_connections)
     graph: torch.fx.GraphModule = traced.module
     for step in PIPELINE:
         graph = step(context)(graph, fitted).graph
     result = cast(SparseGraphModule, graph)
     result.sparsify = _record(traced, known, fitted, scaling, init, result)
+    if init == "preserve":
+        given = tensors_of(traced.module)
+        result.sparsify.preserve = report(traced, result, given, sheet_of(context, fitted))
     return result
 
 
@@ -105,19 +122,13 @@ def _record(
         train_record=train_record(result),
         parameters_dense=sum(parameter.numel() for parameter in traced.module.parameters()),
         refusals=traced.refusals,
+        dense=dense_tensors(traced, facts),
     )
 
 
-def _check_options(traced: Traced, plan: Plan, init: str, base_std: Mapping[str, float]) -> None:
+def _check_options(traced: Traced, init: str, base_std: Mapping[str, float]) -> None:
     if init not in ("scratch", "preserve"):
         raise UserError(f"init {init!r} is unknown; choose scratch or preserve")
-    widened = [group.id for group in plan.groups if group.width != group.size]
-    changed = any(layer.family in ("wide", *DROP_INS) for layer in plan.layers)
-    if init == "preserve" and (widened or changed):
-        raise UserError(
-            "init='preserve' cannot keep weights in a widened or replaced layer in this version; use "
-            "init='scratch', or family='masked', which keeps the weights and prunes them by magnitude"
-        )
     names = {name for name, _ in traced.module.named_parameters(remove_duplicate=False)}
     for name, std in base_std.items():
         if name not in names:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from sparsify.errors import InvalidPlanError, Refusal
 from sparsify.graph.inputs import InputSpec
 from sparsify.graph.traced import KeySource, Traced
+from sparsify.passes.dense import DenseTensor, dense_tensors
 from sparsify.planning import Plan
 from sparsify.scaling import Scaling
 
@@ -23,10 +24,10 @@ class ParameterMapping:
     Attributes:
         old: Key in the user's state_dict.
         new: Key in the rewritten model's.
-        how: `kept` values and shape; `redrawn` at the same shape; `widened` and drawn; `narrowed`, some of its
-            places taken out; `pruned`, kept inside
-            a mask; `branched`, `factored` or `doped`: one of several that the old one became; `added` beside
-            it, where the old model had none of its kind.
+        how: `kept` values and shape; `redrawn` at the same shape; `widened`, and drawn or holding the old
+            one; `narrowed`, some of its places taken out; `pruned`, kept inside a mask; `branched`,
+            `factored` or `doped`: one of several that the old one became; `added` beside it, where the old
+            model had none of its kind.
         transposed: Whether the new tensor is the transpose of the old one.
     """
 
@@ -51,6 +52,8 @@ class Record:
         train_record: What training mode changes and the graph does not say.
         parameters_dense: Parameters of the given model, ties counted once.
         refusals: What the trace could not capture; training stops on what concerns it.
+        dense: The tensors of the dense model, and where their units are.
+        preserve: How far a model that kept its weights started from the dense one (`recover.report`).
     """
 
     plan: Plan | None
@@ -63,6 +66,8 @@ class Record:
     train_record: Mapping[str, Any]
     parameters_dense: int
     refusals: tuple[Refusal, ...] = ()
+    dense: tuple[DenseTensor, ...] = ()
+    preserve: Mapping[str, Any] | None = None
 
     @classmethod
     def of_dense(cls, traced: Traced) -> Record:
@@ -79,6 +84,7 @@ class Record:
             train_record=traced.train_record,
             parameters_dense=sum(parameter.numel() for parameter in traced.module.parameters()),
             refusals=traced.refusals,
+            dense=dense_tensors(traced),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -95,6 +101,8 @@ class Record:
             "train_record": dict(self.train_record),
             "parameters_dense": self.parameters_dense,
             "refusals": [asdict(refusal) for refusal in self.refusals],
+            "dense": [tensor.to_json() for tensor in self.dense],
+            "preserve": None if self.preserve is None else dict(self.preserve),
         }
 
     @classmethod
@@ -118,6 +126,8 @@ class Record:
                 train_record=data["train_record"],
                 parameters_dense=int(data["parameters_dense"]),
                 refusals=tuple(Refusal(**refusal) for refusal in data["refusals"]),
+                dense=tuple(DenseTensor.from_json(tensor) for tensor in data.get("dense", ())),
+                preserve=data.get("preserve"),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InvalidPlanError(f"the stored record cannot be read: {error!r}") from error

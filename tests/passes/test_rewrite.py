@@ -114,11 +114,6 @@ def test_the_given_model_is_left_as_it_was():
     assert all(torch.equal(value, before[key]) for key, value in case.traced.module.state_dict().items())
 
 
-def test_preserve_cannot_widen():
-    with pytest.raises(UserError, match="family='masked'"):
-        Rewriting("mlp").plan().rewrite(init="preserve")
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_weights_with_nan_are_named(bad):
     case = Rewriting("mlp").plan()

@@ -1,0 +1,56 @@
+"""The coverage table: models × families × sparsities × scopes, and which of them run by default."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from tests.coverage import language_rows, vision_rows, written_rows
+from tests.coverage.rows import Row
+
+NAMED: tuple[Row, ...] = (*written_rows.ROWS, *vision_rows.NAMED, *language_rows.NAMED)
+MORE: tuple[Row, ...] = (*vision_rows.MORE, *language_rows.MORE)
+FAMILIES = ("wide",)
+SPARSITIES = (0.5, 0.75, 0.9)
+SCOPES = ("all", "inner")
+EVERYTHING = os.environ.get("SPARSIFY_COVERAGE") == "all"
+"""Whether the whole table runs: `make test-coverage`. Otherwise each named row runs one combination."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What one row is planned with."""
+
+    row: Row
+    family: str
+    sparsity: float
+    scope: str
+
+    def __str__(self) -> str:
+        return f"{self.row.name}-{self.family}-{self.sparsity:g}-{self.scope}"
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the row says that nothing can be transformed this way."""
+        return any(fnmatch(f"{self.family}/{self.scope}", pattern) for pattern in self.row.nothing)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Options of `plan`."""
+        return {"family": self.family, "sparsity": self.sparsity, "scope": self.scope}
+
+
+_PATTERN = [(family, sparsity, scope) for sparsity in SPARSITIES for scope in SCOPES for family in FAMILIES]
+
+
+def combinations() -> list[Combination]:
+    """All combinations row by row, or by default one of them for each named row, in turn."""
+    if EVERYTHING:
+        return [Combination(row, *pattern) for row in (*NAMED, *MORE) for pattern in _PATTERN]
+    return [Combination(row, *_PATTERN[index % len(_PATTERN)]) for index, row in enumerate(NAMED)]
+
+
+def rows(share: int = 1, offset: int = 0) -> list[Row]:
+    """All rows, or by default one in `share` of the named ones."""
+    return [*NAMED, *MORE] if EVERYTHING else list(NAMED[offset::share])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize, prune
 
 
@@ -17,14 +16,12 @@ def traceable(model: nn.Module, *, training: bool = False) -> Iterator[nn.Module
     """The model in eval (or training) mode, caches off, pruning and parametrizations folded.
 
     Everything is as before at the end. A pruned parameter becomes a plain one, `weight_orig *
-    weight_mask`, with the mask beside it as a bool buffer; a model with parametrizations is copied, since
-    removing them cannot be undone.
+    weight_mask`, with the mask beside it as a bool buffer; a parametrized one becomes a plain one, too.
     """
-    if any(parametrize.is_parametrized(module) for module in model.modules()):
-        model = _without_parametrizations(model)
     with ExitStack() as stack:
         stack.enter_context(_mode(model, training))
         stack.enter_context(_no_cache(model))
+        stack.enter_context(_unparametrized(model))
         stack.enter_context(_folded(model))
         stack.enter_context(_no_fast_path())
         yield model
@@ -113,15 +110,33 @@ def _folded_parameter(module: nn.Module, name: str) -> Iterator[None]:
             module.__dict__[name] = attribute
 
 
-def _without_parametrizations(model: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach()
-    copied = copy.deepcopy(model, memo)
-    for module in copied.modules():
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-    return copied
+@contextmanager
+def _unparametrized(model: nn.Module) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in list(model.modules()):
+            if parametrize.is_parametrized(module):
+                stack.enter_context(_plain(module))
+        yield
+
+
+@contextmanager
+def _plain(module: nn.Module) -> Iterator[None]:
+    """One module with plain parameters of the values that its parametrizations give, in eval mode.
+
+    torch's own removal cannot be undone, and on a copy it would change the class that both share.
+    """
+    kind, stores = type(module), (dict(module._modules), dict(module._parameters), dict(module._buffers))
+    parametrizations: Any = module.parametrizations
+    parametrizations.eval()
+    with torch.no_grad():
+        values = {name: getattr(module, name).detach().clone() for name in parametrizations}
+    learnt = {name: any(p.requires_grad for p in parametrizations[name].parameters()) for name in values}
+    module.__class__ = kind.__bases__[0]
+    del module._modules["parametrizations"]
+    for name, value in values.items():
+        module._parameters[name] = nn.Parameter(value, requires_grad=learnt[name])
+    try:
+        yield
+    finally:
+        module.__class__ = kind
+        module._modules, module._parameters, module._buffers = stores

@@ -181,6 +181,7 @@ def test_parametrizations_are_folded() -> None:
     torch.testing.assert_close(module(x), expected)
     assert type(module.get_submodule("head")) is nn.Linear
     assert hasattr(model.head, "parametrizations")
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -1,0 +1,149 @@
+"""The runs of a coordinate check: a few steps of every variant, with activations read on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import optim
+
+from sparsify.errors import UserError
+from sparsify.masks import SparseGraphModule
+from sparsify.scaling import Parameterization, param_groups
+from sparsify.train.coord_check_data import Source
+from sparsify.train.coord_check_record import Coordinates
+from sparsify.train.coord_check_slopes import Values
+from sparsify.train.study_progress import StudyBar
+from sparsify.train.variants import Variant, Variants
+
+FIRST_LR = {"adamw": 2.0**-7, "sgd": 2.0**-4}
+_TRIALS = 8
+_MOMENTUM = 0.9
+
+Reading = tuple[dict[str, list[float]], list[float]]
+"""Activations by layer and losses, both [step]."""
+Measured = tuple[dict[str, Values], Values]
+"""The same, as [point][seed][step]."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every run of a check has in common.
+
+    Attributes:
+        steps: Optimizer steps.
+        seeds: Runs of each variant.
+        lr: Learning rate of the dense base; None until one was found.
+        optimizer: `adamw` or `sgd`.
+        rules: Rules of the parameterization in force.
+        batch_size: Examples in a batch.
+    """
+
+    steps: int
+    seeds: int
+    lr: float | None
+    optimizer: Literal["adamw", "sgd"]
+    rules: tuple[str, ...]
+    batch_size: int
+
+    def check(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: A value is out of range.
+        """
+        if self.optimizer not in FIRST_LR:
+            raise UserError(f"optimizer '{self.optimizer}' is not one of {', '.join(FIRST_LR)}")
+        for name in ("steps", "seeds", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr is not None and not 0.0 < self.lr < math.inf:
+            raise UserError(f"lr must be positive and finite, got {self.lr}")
+
+
+class Runs:
+    """Runs variants; those that two parameterizations have in common are run once.
+
+    Args:
+        variants: Makes the models.
+        source: What they are trained on.
+        settings: Of all runs.
+    """
+
+    def __init__(self, variants: Variants, source: Source, settings: Settings) -> None:
+        self.variants, self.source, self.settings = variants, source, settings
+        self.layers = variants.masked_layers()
+        self._known: dict[Any, Reading] = {}
+
+    def find_lr(self) -> None:
+        """Fills in the learning rate: the power of 2 with which the dense model learns most in these steps.
+
+        It is about the largest that does not diverge, so that updates outweigh the initial weights.
+        """
+        lr = FIRST_LR[self.settings.optimizer]
+        losses = {lr: self._dense_loss(lr)}
+        for factor in (0.5, 2.0):
+            while len(losses) < _TRIALS:
+                best = min(losses, key=lambda rate: losses[rate])
+                if best * factor in losses:
+                    break
+                losses[best * factor] = self._dense_loss(best * factor)
+        best = min(losses, key=lambda rate: losses[rate])
+        self.settings = replace(self.settings, lr=best)
+
+    def _dense_loss(self, lr: float) -> float:
+        trial = replace(self.settings, lr=lr)
+        losses = self._measure(self.variants.model(Variant(1.0), "sp", 0), 0, trial)[1]
+        return losses[-1] if math.isfinite(losses[-1]) else math.inf
+
+    def all(self, parameterization: Parameterization, points: Sequence[Variant], bar: StudyBar) -> Measured:
+        """The readings of all points."""
+        values: dict[str, Values] = {name: [] for name in self.layers}
+        losses: Values = []
+        for point in points:
+            found = []
+            for seed in range(self.settings.seeds):
+                found.append(self._run(parameterization, point, seed))
+                bar.finished(f"{parameterization}  density {point.density:.4g}  loss {found[-1][1][-1]:.3f}")
+            for name in self.layers:
+                values[name].append([activations[name] for activations, _ in found])
+            losses.append([loss for _, loss in found])
+        return values, losses
+
+    def _run(self, parameterization: Parameterization, point: Variant, seed: int) -> Reading:
+        rules = self.settings.rules
+        scaling = self.variants.scaling(point, parameterization, rules)
+        # The name of the parameterization does not matter: at the given widths, μP is SP.
+        key = (point, seed, scaling.tensors)
+        if key not in self._known:
+            model = self.variants.model(point, parameterization, seed, rules)
+            self._known[key] = self._measure(model, seed, self.settings)
+        return self._known[key]
+
+    def _measure(self, model: SparseGraphModule, seed: int, settings: Settings) -> Reading:
+        coordinates = Coordinates(model, self.layers)
+        optimizer = _optimizer(model, settings)
+        rows: list[dict[str, float]] = []
+        losses: list[float] = []
+        torch.manual_seed(seed)
+        for step in range(settings.steps + 1):
+            with torch.set_grad_enabled(step < settings.steps):
+                loss = self.source.loss(model, seed, step)
+            rows.append(coordinates.take())
+            losses.append(float(loss.detach()))
+            if step < settings.steps:
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        return {name: [row[name] for row in rows] for name in self.layers}, losses
+
+
+def _optimizer(model: SparseGraphModule, settings: Settings) -> optim.Optimizer:
+    lr = FIRST_LR[settings.optimizer] if settings.lr is None else settings.lr
+    groups = param_groups(model, lr=lr, optimizer=settings.optimizer)
+    if settings.optimizer == "sgd":
+        return optim.SGD(groups, lr=lr, momentum=_MOMENTUM)
+    return optim.AdamW(groups, lr=lr)

@@ -1,7 +1,7 @@
 """The plan as data: frozen dataclasses with a versioned JSON form that a person can edit and feed back.
 
-Editable in the JSON are `groups[].width` and `layers[].density`; everything else is derived from these two
-and the model when the plan is applied (`planning.fit`).
+Editable in the JSON are `groups[].width` and of every layer `family`, `density`, `branches`, `rank` and
+`nonlinearity`; everything else is derived from these and the model when the plan is applied (`planning.fit`).
 """
 
 from __future__ import annotations

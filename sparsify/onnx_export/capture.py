@@ -16,6 +16,7 @@ from sparsify.errors import UnsupportedModelError, UserError
 from sparsify.graph.trace import trace
 from sparsify.masks.module import SparseGraphModule
 from sparsify.masks.state import verify_masks
+from sparsify.passes.merge import merge
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Captured:
     """A model ready for the ONNX exporter.
 
     Attributes:
-        module: The module that was exported, in evaluation mode on the CPU.
+        module: What the file is compared with: the model in evaluation mode on the CPU, nothing of it merged.
         program: Its exported program.
         args: Positional inputs of the capture.
         kwargs: Keyword inputs of the capture.
@@ -62,30 +63,31 @@ def captured(
 
 def _capture(model: nn.Module, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None) -> Captured:
     record = model.sparsify if isinstance(model, SparseGraphModule) else None
+    merged = merge(model) if isinstance(model, SparseGraphModule) else model
     if record is not None and args is None and not kwargs:
         example_args, example_kwargs = record.inputs.example()
         dynamic = record.inputs.dynamic_shapes()
-        module: nn.Module = model
+        exported: nn.Module = merged
     elif args is None and not kwargs:
         raise UserError(
             "this model carries no example inputs: pass them, as in export(model, path, args=(x,)); "
             "models from transform() and load() of our archives carry theirs"
         )
     else:
-        traced = trace(model, tuple(args or ()), dict(kwargs or {}))
-        module, example_args, example_kwargs = traced.module, traced.args, traced.kwargs
+        traced = trace(merged, tuple(args or ()), dict(kwargs or {}))
+        exported, example_args, example_kwargs = traced.module, traced.args, traced.kwargs
         dynamic = traced.dynamic
-        module.eval()
-    example_kwargs = _in_signature_order(module, example_kwargs)
+        exported.eval()
+    example_kwargs = _in_signature_order(exported, example_kwargs)
     try:
         program = torch.export.export(
-            module, example_args, example_kwargs, dynamic_shapes=dynamic, strict=False
+            exported, example_args, example_kwargs, dynamic_shapes=dynamic, strict=False
         )
     except (RuntimeError, ValueError, TypeError) as error:
         raise UnsupportedModelError(f"torch.export cannot capture the model: {error}") from error
     plan = None if record is None else record.plan
     return Captured(
-        module,
+        exported if record is None else model,
         program,
         tuple(example_args),
         dict(example_kwargs),

@@ -74,6 +74,11 @@ def outer_factor(template: nn.Module, rank: int, *, bias: bool) -> nn.Module:
     return _like(template, inputs, outputs, bias=bias and _has_bias(template), pointwise=True)
 
 
+def merged_layer(inner: nn.Module, outputs: int, *, bias: bool) -> nn.Module:
+    """A layer with the geometry and inputs of another, and `outputs` outputs."""
+    return _like(inner, _weight(inner).shape[1], outputs, bias=bias)
+
+
 def _like(
     template: nn.Module, inputs: int, outputs: int, *, bias: bool, pointwise: bool = False
 ) -> nn.Module:
@@ -105,7 +110,8 @@ def _like(
     else:
         made = _empty(nn.Linear, inputs, outputs, bias=bias, **where)
     for name, parameter in made.named_parameters():
-        parameter.requires_grad_(template.get_parameter(name).requires_grad)
+        own = template._parameters.get(name)
+        parameter.requires_grad_((weight if own is None else own).requires_grad)
     return made.train(template.training)
 
 

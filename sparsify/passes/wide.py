@@ -38,7 +38,7 @@ class Wide(Pass):
         """Allocates, copies the structure, and rewrites the sizes baked into the graph."""
         shapes = planned_shapes(self.context.facts, plan)
         replaced = _allocate(graph, shapes)
-        result = _rebuilt(graph, replaced)
+        result = rebuilt(graph, replaced)
         if self.context.init == "scratch":
             _drop_masks(result)
         changed = {name for name, old in _tensors(graph).items() if tuple(old.shape) != shapes[name]}
@@ -122,8 +122,11 @@ def _allocate(module: nn.Module, shapes: Shapes) -> dict[int, Tensor]:
     return made
 
 
-def _rebuilt(module: torch.fx.GraphModule, replaced: dict[int, Tensor]) -> SparseGraphModule:
-    """Copies the structure with other tensors in it; ties stay ties, since one id has one replacement."""
+def rebuilt(module: torch.fx.GraphModule, replaced: dict[int, Tensor]) -> SparseGraphModule:
+    """Copies the structure of a module with other tensors in it, by the id of those that they stand for.
+
+    Ties stay ties, since one id has one replacement.
+    """
     memo: dict[int, Any] = dict(replaced)
     root = nn.Module()
     root._modules = copy.deepcopy(module._modules, memo)

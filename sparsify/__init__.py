@@ -19,25 +19,50 @@ _LAZY = {
     "finetune": "sparsify.api",
     "export": "sparsify.api",
     "narrow": "sparsify.api",
+    "load_dense": "sparsify.api",
+    "dense_state_dict": "sparsify.api",
+    "explain": "sparsify.api",
+    "coord_check": "sparsify.studies",
+    "sweep": "sparsify.studies",
     "lower": "sparsify.lowering",
 }
-_SUBMODULES = ("dst", "errors", "runtime")
+_SUBMODULES = ("dst", "errors", "passes", "runtime")
 
 if TYPE_CHECKING:
-    from sparsify.api import Plan, export, finetune, load, narrow, param_groups, plan, save, trace, transform
+    from sparsify.api import (
+        Plan,
+        dense_state_dict,
+        explain,
+        export,
+        finetune,
+        load,
+        load_dense,
+        narrow,
+        param_groups,
+        plan,
+        save,
+        trace,
+        transform,
+    )
     from sparsify.lowering import lower
+    from sparsify.studies import coord_check, sweep
 
 __version__ = "0.1.0"
 __all__ = [
     "Plan",
+    "coord_check",
+    "dense_state_dict",
+    "explain",
     "export",
     "finetune",
     "load",
+    "load_dense",
     "lower",
     "narrow",
     "param_groups",
     "plan",
     "save",
+    "sweep",
     "trace",
     "transform",
 ]

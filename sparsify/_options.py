@@ -29,6 +29,14 @@ InputOption = Annotated[
         help="Example input, e.g. 'x:float32[batch,3,224,224]'; named dimensions stay dynamic. Repeatable.",
     ),
 ]
+ExplainOption = Annotated[
+    str | None,
+    typer.Option("--explain", metavar="FQN", help="Say where one parameter comes from, and why it is so."),
+]
+NewConnectionsOption = Annotated[
+    float,
+    typer.Option(min=0.0, max=0.99, help="With preserve: share of every mask for units that are new."),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of weights, masks and data order.")]
 FamilyOption = Annotated[
     str,

@@ -94,8 +94,25 @@ def transform(out: Output, data: Mapping[str, Any]) -> None:
         f"parameters: {parameters['dense']:,} dense, {parameters['stored']:,} stored, "
         f"{parameters['nonzero']:,} non-zero"
     )
+    if data.get("preserve"):
+        _preserved(out, data["preserve"])
     if data["output"]:
         out.line(f"written: {data['output']}")
+
+
+def _preserved(out: Output, data: Mapping[str, Any]) -> None:
+    """Says how far from the dense model the start is."""
+    rows = [
+        (row["fqn"], row["relative_error"], "" if row["kept"] is None else row["kept"])
+        for row in data["layers"]
+    ]
+    out.table("kept weights", ("layer", "‖W−Ŵ‖/‖W‖", "share kept"), rows)
+    outputs = data["outputs"]
+    if outputs:
+        out.line(
+            f"outputs at the start: at most {outputs['max_abs']:.3g} from the dense model's "
+            f"(relative {outputs['relative']:.3g})"
+        )
 
 
 def _parts(row: Mapping[str, Any]) -> str:

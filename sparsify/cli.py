@@ -15,12 +15,14 @@ from sparsify._console import Format, Output, exit_codes
 from sparsify._narrow import narrow
 from sparsify._options import (
     BranchNonlinearityOption,
+    ExplainOption,
     FactoryOption,
     FamilyOption,
     FormatOption,
     HeadsOption,
     InputOption,
     MultipleOption,
+    NewConnectionsOption,
     SeedOption,
     SparseFactorsOption,
     ThreadsOption,
@@ -29,6 +31,7 @@ from sparsify._options import (
     consent,
     numbers,
 )
+from sparsify._study_commands import coord_check, sweep
 
 app = typer.Typer(
     name="sparsify",
@@ -60,6 +63,7 @@ def inspect(
     file: Annotated[
         Path, typer.Argument(help="Model: .pt2, pickled module, state_dict, safetensors or .onnx.")
     ],
+    explain: ExplainOption = None,
     inputs: InputOption = None,
     trust_pickle: TrustOption = False,
     model: FactoryOption = None,
@@ -69,10 +73,16 @@ def inspect(
 
     Example: sparsify inspect model.pt
     """
-    from sparsify import commands
+    from sparsify import _explain, commands
 
     out = Output(output_format)
-    data = commands.inspect(file, inputs=inputs or [], trust_pickle=consent(trust_pickle, out), factory=model)
+    trust = consent(trust_pickle, out)
+    if explain is not None:
+        data = _explain.explain(file, explain, trust_pickle=trust, factory=model)
+        out.result(data)
+        _explain.show(out, data)
+        return
+    data = commands.inspect(file, inputs=inputs or [], trust_pickle=trust, factory=model)
     out.result(data)
     views.inspect(out, data)
 
@@ -125,7 +135,10 @@ def transform(
         str, typer.Option(help="all: every width; inner: off the residual stream only.")
     ] = "all",
     budget: Annotated[str, typer.Option(help="model: whole-model FLOPs; layer: the papers' rule.")] = "model",
-    distribution: Annotated[str, typer.Option(help="Densities over layers: uniform.")] = "uniform",
+    distribution: Annotated[
+        str | None,
+        typer.Option(help="Densities over layers: uniform; as-dense (preserve) gives each what it had."),
+    ] = None,
     heads: HeadsOption = None,
     sparse_factors: SparseFactorsOption = "both",
     branch_nonlinearity: BranchNonlinearityOption = "auto",
@@ -133,6 +146,7 @@ def transform(
     init: Annotated[
         str, typer.Option(help="scratch: new weights; preserve: keep the given ones.")
     ] = "scratch",
+    new_connections: NewConnectionsOption = 0.05,
     parameterization: Annotated[str, typer.Option(help="supar, mup or sp.")] = "supar",
     density_exponent: Annotated[
         float | None, typer.Option(help="γ of SμPar's density ratio; 1 if not given.")
@@ -171,13 +185,13 @@ def transform(
         "pattern": pattern,
         "scope": scope,
         "budget": budget,
-        "distribution": distribution,
         "keep_dense": tuple(keep_dense or ()),
         "only": tuple(only or ()),
         "sparse_factors": sparse_factors,
         "branch_nonlinearity": branch_nonlinearity,
         "multiple": multiple,
         **({} if heads is None else {"heads": heads}),
+        **({} if distribution is None else {"distribution": distribution}),
     }
     data = commands.transform(
         model_file,
@@ -188,6 +202,7 @@ def transform(
         init=init,
         parameterization=parameterization,
         density_exponent=density_exponent,
+        new_connections=new_connections,
         inputs=inputs or [],
         trust_pickle=consent(trust_pickle, out),
         factory=model,
@@ -199,6 +214,8 @@ def transform(
 
 
 app.command()(narrow)
+app.command(name="coord-check")(coord_check)
+app.command()(sweep)
 
 
 @app.command()

@@ -117,20 +117,26 @@ def transform(
     init: str,
     parameterization: str,
     density_exponent: float | None,
+    new_connections: float = 0.05,
     inputs: Sequence[str],
     trust_pickle: Consent,
     factory: str | None,
     seed: int,
+    print_after: str | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Rewrites a dense model file; with `plan_only` makes and writes the plan only."""
     from sparsify import api
+    from sparsify._print_after import printer
+    from sparsify.passes.preserve import plan_defaults
 
+    observe = printer(print_after, say) if print_after else None
     say(f"loading {path}")
     model = load_model(path, trust_pickle=trust_pickle, factory=factory)
     api.refuse_rewritten(model)
     traced = traced_from(model, inputs)
-    plan = _read_plan(plan_file) if plan_file else api.plan(traced, **plan_options)
+    options = plan_defaults(plan_options) if init == "preserve" else plan_options
+    plan = _read_plan(plan_file) if plan_file else api.plan(traced, **options)
     if plan_only:
         if plan_file:
             plan = _fitted(plan, traced)
@@ -151,6 +157,8 @@ def transform(
         parameterization=parameterization,  # type: ignore[arg-type]
         density_exponent=density_exponent,
         seed=seed,
+        new_connections=new_connections,
+        observe=observe,
     )
     if output is None:
         raise UserError("say where the result goes with -o")
@@ -160,6 +168,7 @@ def transform(
     return _plan_summary(record.plan) | {
         "parameters": {"dense": record.parameters_dense} | _parameters(rewritten),
         "weights": record.weights,
+        "preserve": record.preserve,
         "output": str(output),
     }
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn, optim
 
+from sparsify.dst.cut_off import refuse_cut_off
 from sparsify.dst.slots import check_optimizer, mask_slots, optimized
 from sparsify.errors import SparsifyError, UserError
 from sparsify.masks import MaskedParameter, attach_hooks, masked_parameters, set_mask, verify_masks
@@ -26,10 +27,15 @@ class Algorithm(ABC):
         optimizer: Its optimizer, of which `step` is watched.
         step: Optimizer steps taken since the start.
         changed: Weights activated by the last update that were inactive before it.
+        grows: Whether the algorithm activates weights.
     """
+
+    grows: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer) -> None:
         check_optimizer(optimizer)
+        if self.grows:
+            refuse_cut_off(model, type(self).__name__)
         attach_hooks(model)
         self.model = model
         self.optimizer = optimizer

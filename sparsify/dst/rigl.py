@@ -6,7 +6,7 @@ Source: Evci et al., "Rigging the Lottery: Making All Tickets Winners" (arXiv 19
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn, optim
 
@@ -39,8 +39,11 @@ class RigL(Algorithm):
         seed: Accepted so that algorithms can be exchanged; RigL draws nothing.
 
     Raises:
-        UserError: When an option is out of range, or the optimizer is unsuitable or has no masked parameter.
+        UserError: When an option is out of range, or the optimizer is unsuitable or has no masked parameter,
+            or the model kept its weights and gave its new units no connections.
     """
+
+    grows: ClassVar[bool] = True
 
     def __init__(
         self,

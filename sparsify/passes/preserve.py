@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
 
 from sparsify.errors import UserError
@@ -93,6 +93,18 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return found | dict(module.named_buffers(remove_duplicate=False))
 
 
+def plan_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a plan for given weights, where the user does not say otherwise.
+
+    Every layer has as many weights as in the dense model, and with `scope="inner"` heads do not grow: then
+    all old weights find a place.
+    """
+    chosen = {"distribution": "as-dense", **options}
+    if chosen.get("scope") == "inner":
+        chosen.setdefault("heads", False)
+    return chosen
+
+
 def check_preservable(plan: Plan, new_connections: float) -> None:
     """Checks that a plan's layers can hold given weights.
 
@@ -125,7 +137,7 @@ def without_tied_multipliers(scaling: Scaling, ties: tuple[tuple[str, ...], ...]
 
 
 @torch.no_grad()
-def fill(graph: GraphModule, source: Mapping[str, Tensor], sheet: Sheet) -> int:
+def fill(graph: nn.Module, source: Mapping[str, Tensor], sheet: Sheet) -> int:
     """Fills every parameter, buffer and mask of a rewritten model from a dense one, in place.
 
     Args:
@@ -170,7 +182,7 @@ def fill(graph: GraphModule, source: Mapping[str, Tensor], sheet: Sheet) -> int:
 class _Placer:
     """Places parameters that stay one tensor each."""
 
-    def __init__(self, graph: GraphModule, source: Mapping[str, Tensor], sheet: Sheet) -> None:
+    def __init__(self, graph: nn.Module, source: Mapping[str, Tensor], sheet: Sheet) -> None:
         self._graph, self._source, self._sheet = graph, source, sheet
         self._layers = sheet.layer_of(graph)
         self._gains = norm_gains(graph)

@@ -114,7 +114,7 @@ class _Rewritten:
         return replace(fact, branches=self._layer.branches, batchnorm_follows=behind)
 
     def _sparse(self, tensor: PlanTensor) -> TensorFacts:
-        role = next(role for role in (*_PRECEDENCE, "hidden") if role == self._fact.role)
+        role: Role = "grouped" if self._fact.role == "grouped" else "hidden"
         return replace(self._like_the_layer(tensor, role), multiplier=sqrt(0.5))
 
     def _like_the_layer(self, tensor: PlanTensor, role: Role) -> TensorFacts:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsify.archive import load, save
+from sparsify.dst import RigL, Static
 from sparsify.errors import InvalidPlanError
-from sparsify.masks.state import masked_parameters
+from sparsify.masks.state import masked_parameters, verify_masks
 from sparsify.passes import rewrite
 from sparsify.planning import Plan, plan
 from sparsify.scaling import param_groups
@@ -278,3 +279,23 @@ def edited(name, **change):
 def test_an_unknown_nonlinearity_is_refused_with_the_layer(nonlinearity):
     with pytest.raises(InvalidPlanError, match=r"first.*nonlinearity"):
         edited("dense", nonlinearity=nonlinearity)()
+
+
+@pytest.mark.parametrize("algorithm", [Static, RigL])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masks_train_as_those_of_any_layer(family, algorithm):
+    model = rewritten("dense", family=family).train()
+    optimizer = torch.optim.SGD(param_groups(model, lr=0.01, optimizer="sgd"), momentum=0.9)
+    kwargs = {} if algorithm is Static else {"update_every": 2}
+    algorithm(model, optimizer, total_steps=12, **kwargs)
+    before = {fqn: entry.mask.clone() for fqn, entry in masked_parameters(model).items()}
+    for step in range(6):
+        optimizer.zero_grad()
+        model(example("dense", batch=8, seed=step)).square().mean().backward()
+        optimizer.step()
+    verify_masks(model)
+    after = {fqn: entry.mask for fqn, entry in masked_parameters(model).items()}
+    assert {fqn: int(mask.sum()) for fqn, mask in after.items()} == {
+        fqn: int(mask.sum()) for fqn, mask in before.items()
+    }
+    assert any(not torch.equal(before[fqn], after[fqn]) for fqn in after) == (algorithm is RigL)

@@ -92,6 +92,42 @@ def test_behind_batchnorm_only_the_initialisation_is_corrected_by_default():
     assert rows(scaling_table(facts, lr_behind_batchnorm=True))["conv"] == pytest.approx((K, K, K**2, 1))
 
 
+C = 0.4
+N = 4
+BRANCH = TensorFacts("b", "branch", 64, 64, 64, 64, density=1 / N, branches=N, multiplier=C)
+
+
+def test_branches_follow_the_multiplier_of_their_sum():
+    assert rows(scaling_table([BRANCH]))["b"] == pytest.approx((N, 1 / C, 1 / C**2, C))
+    assert rows(scaling_table([BRANCH], parameterization="mup"))["b"] == pytest.approx(
+        (1, 1 / (C * N), 1 / (C**2 * N), C)
+    )
+    assert rows(scaling_table([BRANCH], parameterization="sp"))["b"] == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_linear_branches_at_equal_flops_change_nothing():
+    fact = TensorFacts("b", "branch", 64, 64, 64, 64, density=1.0)
+    assert rows(scaling_table([fact]))["b"] == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_factors_are_scaled_against_the_dense_factorization():
+    """At density 1/n the rank is n times the dense one's: U has variance ×n, Adam ×n, SGD ×n²; V nothing."""
+    u = TensorFacts("u", "factor", 96, 96, 32.0, 32 * N, density=1 / N, untuned=True)
+    v = TensorFacts("v", "factor", 32.0, 32 * N, 48, 48, density=1 / N, untuned=True)
+    found = scaling_table([u, v])
+    assert rows(found)["u"] == pytest.approx((N, N, N**2, 1))
+    assert rows(found)["v"] == pytest.approx((1, 1, 1, 1))
+    assert found["u"].untuned and found["v"].untuned
+    first_only = TensorFacts("v", "factor", 32.0, 40, 48, 48, untuned=True)
+    assert rows(scaling_table([first_only]))["v"] == pytest.approx((0.8, 0.8, 0.8, 1))
+
+
+def test_the_sparse_part_of_a_doped_layer_is_a_hidden_weight_on_a_scaled_path():
+    sparse = TensorFacts("s", "hidden", 64, 64, 64, 64, density=1 / N, multiplier=math.sqrt(0.5))
+    assert rows(scaling_table([sparse]))["s"] == pytest.approx((N, N, N, math.sqrt(0.5)))
+    assert not scaling_table([sparse])["s"].untuned
+
+
 def test_json_is_read_back_to_an_equal_value():
     scaling = scaling_table(FACTS, density_exponent=0.7)
     assert Scaling.from_json(json.loads(json.dumps(scaling.to_json()))) == scaling

@@ -24,6 +24,7 @@ from sparsify.graph import (
     rules_views,
 )
 from sparsify.graph.dimensions import (
+    RECURRENT,
     Call,
     Dimensions,
     Unsolved,
@@ -93,12 +94,24 @@ def _apply(node: Node, dimensions: Dimensions) -> Value:
     if node.target in FUNCTION_RULES:
         return FUNCTION_RULES[node.target](node, dimensions)
     if isinstance(node.target, torch._ops.OpOverload):
+        kept = _kept(operator_name(node))
+        if kept is not None:
+            return _refuse(node, *kept, dimensions)
         rule = RULES.get(operator_name(node))
         if rule is None and torch.Tag.pointwise in node.target.tags:
             rule = rules_elementwise.broadcast
         if rule is not None:
             return rule(Call.of(node), dimensions)
     return _refuse(node, "unknown-operator", f"no rule for the operator {node.target}", dimensions)
+
+
+def _kept(name: str) -> tuple[str, str] | None:
+    """Rule and reason of an operator that keeps the size of everything it touches."""
+    if name in RECURRENT:
+        return "recurrent", f"{name.partition('_')[0].upper()}: recurrent layers are not transformed"
+    if name.startswith("fft_"):
+        return "fourier", f"a Fourier transform ({name}) gives every place in a dimension a meaning"
+    return None
 
 
 def _module_rule(module: nn.Module) -> ModuleRule | None:

@@ -27,6 +27,8 @@ CONVOLUTIONS = (
     "conv_transpose3d",
 )
 """ATen names of convolutions called as functions."""
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+"""ATen names of recurrent layers and cells."""
 
 Dims = tuple[Poly, ...]
 #: A tensor's dimensions, an integer, one value for each output, or nothing that has a size.

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
-from sparsify.graph.dimensions import CONVOLUTIONS, Call, Dimensions, Dims, operator_name
+from sparsify.graph.dimensions import CONVOLUTIONS, RECURRENT, Call, Dimensions, Dims, operator_name
 from sparsify.graph.poly import Poly, product
 
 Rule = Callable[[Node, Dimensions], Poly]
@@ -85,7 +85,17 @@ def _einsum(node: Node, dimensions: Dimensions) -> Poly:
     return product(used) * 2 if shared else Poly(0)
 
 
+def _recurrent(node: Node, dimensions: Dimensions) -> Poly:
+    """Every matrix of a recurrent layer or cell is used once for each step of each sequence."""
+    lists = [argument for argument in node.args if isinstance(argument, (list, tuple))]
+    weights = lists[-1] if "cell" not in operator_name(node) else [a for a in node.args[2:] if a is not None]
+    shapes = [_shape(weight, dimensions) for weight in weights]
+    matrices = [product(shape) for shape in shapes if len(shape) == 2]
+    return product(_shape(node.args[0], dimensions)[:-1]) * sum(matrices, Poly(0)) * 2
+
+
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(RECURRENT, _recurrent),
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner", "addmm", "baddbmm", "addbmm"), _matmul),
     **dict.fromkeys(("linear", *CONVOLUTIONS), _functional),
     "scaled_dot_product_attention": _attention_call,

@@ -32,15 +32,42 @@ def reshape(
     """
     if len(targets) != len(present):
         raise Unsolved("the result has another rank than stated")
-    reader = _Reader(dimensions, [part for size in source for part in dimensions.widths.factors(size)])
-    result = []
-    for target, recorded in zip(targets, present, strict=True):
-        size = reader.take(recorded, target)
-        if target is not None:
-            dimensions.unify(target, size, node)
-        result.append(size)
-    reader.finish()
+    result: list[Poly] = []
+    for part, count in _blocks(dimensions, source, present):
+        taken = slice(len(result), len(result) + count)
+        if count and all(dimensions.is_fixed(size) for size in part):
+            result += present[taken]
+            continue
+        reader = _Reader(dimensions, [size for whole in part for size in dimensions.widths.factors(whole)])
+        for target, recorded in zip(targets[taken], present[taken], strict=True):
+            size = reader.take(recorded, target)
+            if target is not None:
+                dimensions.unify(target, size, node)
+            result.append(size)
+        reader.finish()
     return tuple(result)
+
+
+def _blocks(dimensions: Dimensions, source: Dims, present: Dims) -> list[tuple[list[Poly], int]]:
+    """The shortest runs of input dimensions, and numbers of output dimensions, of the same product.
+
+    Where nothing in a run may grow, how the one becomes the other does not matter.
+    """
+    value = dimensions.widths.value
+    rest = list(reversed(source))
+    blocks: list[tuple[list[Poly], int]] = []
+    run: list[Poly] = []
+    count, before, after = 0, 1, 1
+    for size in present:
+        count, after = count + 1, after * value(size)
+        while rest and before < after:
+            run.append(rest.pop())
+            before *= value(run[-1])
+        if before == after:
+            blocks.append((run, count))
+            run, count, before, after = [], 0, 1, 1
+    blocks.append(([*run, *reversed(rest)], count))
+    return blocks
 
 
 class _Reader:

@@ -119,7 +119,7 @@ RULES: dict[str, Rule] = {
         "fill zero copy positive resolve_conj resolve_neg float half double bool long int square "
         "log_sigmoid logsigmoid mish selu celu elu rrelu hardsigmoid hardswish relu6 softplus "
         "softsign tanhshrink threshold nan_to_num clip arctan arcsin arccos isfinite absolute "
-        "negative renorm fft_fftn normal uniform exponential masked_scatter convert_element_type",
+        "negative renorm real imag normal uniform exponential masked_scatter convert_element_type",
     ),
     **_table(same_several, "native_dropout log_sigmoid_forward cummax cummin"),
     **_table(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -105,9 +107,13 @@ def _quiet() -> Iterator[None]:
 
 def _export(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
     args, kwargs = example.args, example.kwargs
+    # Where it fails, torch.export prints the graph so far on stderr.
+    said_by_torch = io.StringIO()
     try:
-        with _quiet():
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with _quiet(), redirect_stderr(said_by_torch):
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        sys.stderr.write(said_by_torch.getvalue())
+        return program
     except Exception as error:
         _check_runs(model, example)
         where = _where(model, error.__traceback__)

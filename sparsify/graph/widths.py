@@ -146,7 +146,9 @@ class Widths:
         if not difference:
             return True
         if self.value(left) != self.value(right):
-            return False
+            fixed = not self._free(left) and not self._free(right)
+            # The model ran with them: two run-time sizes that are equal there, such as two inputs' batches.
+            return fixed and any(map(is_runtime, left.symbols | right.symbols))
         by_runtime: dict[Monomial, dict[Monomial, int]] = {}
         for monomial, coefficient in difference.terms.items():
             outer = tuple(name for name in monomial if is_runtime(name))

@@ -50,6 +50,9 @@ def count_flops(model: nn.Module, example: Example) -> float:
     }
     args, kwargs = example
     counter = _Counter(densities)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     with counter, sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
         model(*args, **kwargs)
+    torch.backends.mha.set_fastpath_enabled(fast)
     return counter.total

@@ -170,6 +170,7 @@ class Waveform(nn.Module):
         )
         self.residuals = nn.ModuleList(nn.Conv1d(width, width, 1) for _ in range(3))
         self.skips = nn.ModuleList(nn.Conv1d(width, 24, 1) for _ in range(3))
+        self.last = nn.Conv1d(width, 24, 1)
         self.norm = nn.BatchNorm1d(24)
         self.down = nn.Conv1d(24, 24, 4, stride=2, padding=1)
         self.up = nn.ConvTranspose1d(24, 16, 4, stride=2, padding=1)
@@ -181,7 +182,7 @@ class Waveform(nn.Module):
             value, door = gate(x).chunk(2, 1)
             y = torch.tanh(value) * torch.sigmoid(door)
             x, total = x + residual(y), total + skip(y)
-        y = F.leaky_relu(self.down(F.elu(self.norm(total))))
+        y = F.leaky_relu(self.down(F.elu(self.norm(total + self.last(x)))))
         return self.out(F.relu(self.up(y)))
 
 

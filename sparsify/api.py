@@ -13,11 +13,15 @@ from torch import nn
 from sparsify import archive, lowering, onnx_export, planning, train
 from sparsify.archive import load, save
 from sparsify.errors import UserError
+from sparsify.graph.facts import facts
 from sparsify.graph.trace import trace as _trace
 from sparsify.graph.traced import Traced
 from sparsify.masks.module import SparseGraphModule
-from sparsify.passes import rewrite
+from sparsify.passes import PIPELINE, Observer, Pass, rewrite
+from sparsify.passes.checkpoint import dense_state_dict, load_dense
+from sparsify.passes.explain import explain
 from sparsify.passes.narrow import narrow as _narrow
+from sparsify.passes.preserve import DEFAULT_NEW_CONNECTIONS, plan_defaults
 from sparsify.passes.record import Record
 from sparsify.planning import Plan, plan
 from sparsify.scaling import param_groups
@@ -25,9 +29,12 @@ from sparsify.train import FinetuneResult
 
 __all__ = [
     "Plan",
+    "dense_state_dict",
+    "explain",
     "export",
     "finetune",
     "load",
+    "load_dense",
     "narrow",
     "param_groups",
     "plan",
@@ -84,6 +91,9 @@ def transform(
     dynamic: bool = True,
     dynamic_shapes: Any = None,
     base_std: Mapping[str, float] | None = None,
+    new_connections: float = DEFAULT_NEW_CONNECTIONS,
+    pipeline: Sequence[type[Pass]] = PIPELINE,
+    observe: Observer | None = None,
     **plan_options: Any,
 ) -> SparseGraphModule:
     """Rewrites a dense model into a sparse model of the same FLOPs (or, masked, of the same shapes).
@@ -93,13 +103,19 @@ def transform(
         args: Example positional inputs; their shapes are the ones FLOPs are taken at.
         kwargs: Example keyword inputs.
         plan: A plan made earlier; otherwise one is made from `plan_options`.
-        init: `scratch` draws new weights, `preserve` keeps the given ones where the family allows it.
+        init: `scratch` draws new weights; `preserve` keeps the given ones as far as the budget allows, plans
+            so that every layer has as many weights as before and, with `scope="inner"`, leaves heads alone,
+            and says in `.sparsify.preserve` how far from the given model the result starts.
         parameterization: How initial weights and learning rates follow width and density.
         density_exponent: γ of m_ρ^γ in SμPar; 1 when not given.
         seed: Seed of weights and masks; the same seed gives the same model, tensor by tensor.
         dynamic: Whether batch and sequence dimensions stay free.
         dynamic_shapes: Explicit `torch.export` dynamic shapes instead of `dynamic`.
         base_std: Base standard deviation of initial weights by parameter fqn.
+        new_connections: With `preserve`, the share of every mask for units that the given model does not
+            have. With 0 the start is as close as can be, and such units never learn.
+        pipeline: The passes in order, in place of `sparsify.passes.PIPELINE`; docs/writing_a_pass.md.
+        observe: Called with the name and the result of each pass when it is done.
         **plan_options: Options of `plan`: family, sparsity, width, pattern, scope, budget, ….
 
     Returns:
@@ -118,7 +134,10 @@ def transform(
     else:
         refuse_rewritten(model)
         traced = trace(model, args, kwargs, dynamic=dynamic, dynamic_shapes=dynamic_shapes)
-    chosen = plan if plan is not None else planning.plan(traced, **plan_options)
+    if init == "preserve":
+        plan_options = plan_defaults(plan_options)
+    known = facts(traced)
+    chosen = plan if plan is not None else planning.plan(traced, facts=known, **plan_options)
     return rewrite(
         traced,
         chosen,
@@ -127,6 +146,10 @@ def transform(
         density_exponent=density_exponent,
         seed=seed,
         base_std=base_std,
+        new_connections=new_connections,
+        facts=known,
+        pipeline=pipeline,
+        observe=observe,
     )
 
 

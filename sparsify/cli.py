@@ -162,6 +162,10 @@ def transform(
     only: Annotated[
         list[str] | None, typer.Option(help="The only layers to rewrite (pattern). Repeatable.")
     ] = None,
+    print_after: Annotated[
+        str | None,
+        typer.Option(metavar="PASS", help="Print the graph after this pass (or `all`) on stderr."),
+    ] = None,
     trust_pickle: TrustOption = False,
     model: FactoryOption = None,
     seed: SeedOption = 0,
@@ -207,6 +211,7 @@ def transform(
         trust_pickle=consent(trust_pickle, out),
         factory=model,
         seed=seed,
+        print_after=print_after,
         say=out.say,
     )
     out.result(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -12,6 +12,8 @@ import torch.fx
 from sparsify.errors import Refusal, SparsifyError
 from sparsify.graph.facts import Facts
 from sparsify.graph.traced import Traced
+from sparsify.graph.verify import propagate
+from sparsify.passes.changes import Snapshot, changed_nodes, snapshot
 from sparsify.passes.dialect import check_dialect
 from sparsify.planning import Plan
 from sparsify.scaling import Scaling
@@ -58,7 +60,12 @@ class PassResult:
 
 
 class Pass(ABC):
-    """One step of a rewrite. A subclass holds no state but the context."""
+    """One step of a rewrite. A subclass holds no state but the context.
+
+    Attributes:
+        name: What the pass is called in provenance, errors and `--print-after`; its own in a pipeline.
+        context: What the passes of one rewrite share.
+    """
 
     name: ClassVar[str]
 
@@ -77,16 +84,54 @@ class Pass(ABC):
 
     @final
     def __call__(self, graph: torch.fx.GraphModule, plan: Plan) -> PassResult:
-        """Runs requires on the input, the pass, then ensures and the dialect check on the result."""
+        """Runs the pass and everything around it.
+
+        requires on the input; the pass; provenance for nodes that are new or changed and have none of it;
+        the dialect; shapes, where new nodes lack them; ensures on the result.
+
+        Raises:
+            SparsifyError: The pass breaks the contract; the message names it and what it broke.
+        """
         self.requires(graph, plan)
+        before = snapshot(graph)
         result = self.run(graph, plan)
+        if not isinstance(result, PassResult):
+            raise self.failed(f"run must return a PassResult, not {type(result).__name__}")
+        touched = changed_nodes(before, result.graph)
+        if touched:
+            self._check_honest(result, touched)
+            for node in touched:
+                self._mark(node, before)
+            check_dialect(result.graph)
+            result.graph.recompile()
+            if any("val" not in node.meta for node in touched if node.op != "output"):
+                propagate(result.graph)
+        else:
+            check_dialect(result.graph)
         self.ensures(result.graph, plan)
-        check_dialect(result.graph)
         return result
 
+    def _check_honest(self, result: PassResult, touched: Sequence[torch.fx.Node]) -> None:
+        if result.graph is self.context.traced.module:
+            raise self.failed(
+                f"it changed node {touched[0].name} of the given model, which stays as it was; put the pass "
+                "behind 'wide', whose result is a copy, or return a copy"
+            )
+        if result.modified == 0:
+            raise self.failed(f"it changed node {touched[0].name} and counted no change")
+
+    def _mark(self, node: torch.fx.Node, before: Snapshot) -> None:
+        made = node.meta.get("provenance", ())
+        if any(entry["pass"] == self.name for entry in made):
+            return
+        sources = [source.name for source in node.all_input_nodes if source.name in before]
+        mark(node, self.name, node.name if node.name in before else next(iter(sources), node.name))
+
     def failed(self, what: str) -> SparsifyError:
-        """The error of a broken contract: a bug here, not a mistake of the user's."""
-        return SparsifyError(f"pass {self.name!r}: {what}; this is a bug, please report it with the model")
+        """The error of a broken contract: a bug of the pass, not a mistake of the user's."""
+        ours = type(self).__module__.startswith("sparsify.")
+        where = "please report it with the model" if ours else f"see {type(self).__qualname__}"
+        return SparsifyError(f"pass {self.name!r}: {what}; this is a bug of the pass, {where}")
 
 
 def mark(node: torch.fx.Node, by: str, origin: str) -> None:

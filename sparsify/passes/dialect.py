@@ -37,7 +37,8 @@ def _problem(graph: torch.fx.GraphModule, node: torch.fx.Node, modules: dict[str
         return f"attribute {node.target} does not exist"
     if node.op == "call_function" and not isinstance(node.target, torch._ops.OperatorBase):
         origin = getattr(node.target, "__module__", "")
-        if origin not in _PLAIN_MODULES:
+        name = getattr(node.target, "__name__", "")
+        if origin not in _PLAIN_MODULES or (origin == "torch" and not name.startswith("sym_")):
             return f"function {node.target} is neither an operator overload nor plain arithmetic"
     return None
 

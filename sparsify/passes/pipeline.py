@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.fx
 
-from sparsify.errors import UserError
+from sparsify.errors import Refusal, UserError
 from sparsify.graph.facts import Facts
 from sparsify.graph.facts import facts as facts_of
 from sparsify.graph.inputs import InputSpec
 from sparsify.graph.traced import Traced
 from sparsify.graph.train_mode import train_record
 from sparsify.masks.module import SparseGraphModule
-from sparsify.passes.contract import Context, Init, Pass
+from sparsify.passes.contract import Context, Init, Pass, PassResult
 from sparsify.passes.dense import dense_tensors
 from sparsify.passes.doped import Doped
 from sparsify.passes.factorized import Factorized
@@ -48,6 +48,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     Mask,
     ReadoutMultiplier,
 )
+Observer = Callable[[str, PassResult], None]
 
 
 def rewrite(
@@ -61,6 +62,8 @@ def rewrite(
     base_std: Mapping[str, float] | None = None,
     new_connections: float = DEFAULT_NEW_CONNECTIONS,
     facts: Facts | None = None,
+    pipeline: Sequence[type[Pass]] = PIPELINE,
+    observe: Observer | None = None,
 ) -> SparseGraphModule:
     """Applies a plan: a new module with masks, initial weights, scaling and a record.
 
@@ -76,6 +79,8 @@ def rewrite(
         new_connections: With `preserve`, the share of every mask that goes to units which the given model
             does not have; without any, such units never learn.
         facts: The facts of `traced`, where they are known already.
+        pipeline: Passes in order; what they refuse is added to the plan's refusals.
+        observe: Called with each pass's name and result when the pass is done.
 
     Returns:
         The rewritten model; it shares no memory with the given one.
@@ -84,6 +89,7 @@ def rewrite(
         InvalidPlanError: The plan does not fit the model.
         UserError: An option does not fit, or a given weight is NaN or infinite.
     """
+    check_pipeline(pipeline)
     known = facts if facts is not None else facts_of(traced)
     fitted = fit(plan, known, ties=traced.ties)
     _check_options(traced, init, base_std or {})
@@ -96,15 +102,56 @@ def rewrite(
         check_preservable(fitted, new_connections)
         scaling = without_tied_multipliers(scaling, traced.ties)
     context = Context(traced, known, scaling, init, seed, dict(base_std or {}), new_connections)
-    graph: torch.fx.GraphModule = traced.module
-    for step in PIPELINE:
-        graph = step(context)(graph, fitted).graph
-    result = cast(SparseGraphModule, graph)
+    result, refusals = _run(pipeline, context, fitted, observe)
+    fitted = replace(fitted, refusals=(*fitted.refusals, *refusals))
     result.sparsify = _record(traced, known, fitted, scaling, init, result)
     if init == "preserve":
         given = tensors_of(traced.module)
         result.sparsify.preserve = report(traced, result, given, sheet_of(context, fitted))
     return result
+
+
+def check_pipeline(pipeline: Sequence[type[Pass]]) -> None:
+    """Checks that a pipeline is one: classes of passes, each with a name of its own, `Wide` among them.
+
+    Raises:
+        UserError: It is not; the message names the entry.
+    """
+    names: set[str] = set()
+    for step in pipeline:
+        if not (isinstance(step, type) and issubclass(step, Pass)):
+            raise UserError(
+                f"pipeline: {step!r} is no pass; give classes derived from sparsify.passes.Pass, no instances"
+            )
+        if not getattr(step, "name", ""):
+            raise UserError(f"pipeline: {step.__qualname__} has no name; set the class attribute `name`")
+        if step.name in names:
+            raise UserError(f"pipeline: two passes are called {step.name!r}; give each its own name")
+        names.add(step.name)
+    if Wide not in pipeline:
+        raise UserError(
+            "pipeline: the pass 'wide' is missing, which makes the new module; start from "
+            "sparsify.passes.PIPELINE"
+        )
+
+
+def _run(
+    pipeline: Sequence[type[Pass]], context: Context, plan: Plan, observe: Observer | None
+) -> tuple[SparseGraphModule, list[Refusal]]:
+    graph: torch.fx.GraphModule = context.traced.module
+    refusals: list[Refusal] = []
+    for step in pipeline:
+        done = step(context)(graph, plan)
+        graph = done.graph
+        refusals += done.refusals
+        if observe is not None:
+            observe(step.name, done)
+    if not isinstance(graph, SparseGraphModule):
+        raise UserError(
+            f"pipeline: pass {pipeline[-1].name!r}, or one before it, returned a {type(graph).__name__}; "
+            "change the graph that a pass gets, or copy it with copy.deepcopy"
+        )
+    return graph, refusals
 
 
 def _record(

@@ -139,10 +139,18 @@ def _run(module: GraphModule, region: Sequence[Node], x: Tensor) -> Tensor:
         kwargs: Any = map_arg(node.kwargs, value)
         if node.op == "call_module":
             own = module.get_submodule(str(node.target))
-            slope = own.weight.detach().to(x).mean() if isinstance(own, nn.PReLU) else x.new_tensor(0.0)
+            slope = _slope(own, x)
             values[node] = torch.where(args[0] > 0, args[0], slope * args[0])
         elif operator_name(node) == "_to_copy":
             values[node] = args[0]
         else:
             values[node] = cast(OpOverload, node.target)(*args, **kwargs)
     return values[region[-1]]
+
+
+def _slope(module: nn.Module, x: Tensor) -> Tensor:
+    """Mean slope of a PReLU; on the meta device, which holds none, torch's initial one."""
+    if not isinstance(module, nn.PReLU):
+        return x.new_tensor(0.0)
+    weight = module.weight.detach()
+    return x.new_tensor(0.25) if weight.is_meta else weight.to(x).mean()

@@ -221,5 +221,5 @@ def _reason(drop_in: DropIn) -> str:
     if drop_in.family == "parallel":
         return f"{drop_in.layer.role}; branches with {inside} in them"
     if drop_in.family == "factorized":
-        return f"{drop_in.layer.role}; two factors with {inside} between them"
+        return f"{drop_in.layer.role}; two factors with {inside} between them, learning rate untuned"
     return f"{drop_in.layer.role}; a low rank and a sparse part"

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsify.archive import load, save
 from sparsify.dst import RigL, Static
 from sparsify.errors import InvalidPlanError
+from sparsify.graph.trace import trace
 from sparsify.masks.state import masked_parameters, verify_masks
 from sparsify.passes import rewrite
 from sparsify.planning import Plan, plan
@@ -299,3 +300,13 @@ def test_masks_train_as_those_of_any_layer(family, algorithm):
         fqn: int(mask.sum()) for fqn, mask in before.items()
     }
     assert any(not torch.equal(before[fqn], after[fqn]) for fqn in after) == (algorithm is RigL)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "auto"])
+def test_on_the_meta_device_shapes_are_rewritten_and_nothing_is_drawn(family):
+    with torch.device("meta"):
+        model = MODELS["convolutions"][0]().eval()
+    traced = trace(model, (example("convolutions").to("meta"),))
+    result = rewrite(traced, plan(traced, family=family))
+    assert any(layer.family in FAMILIES for layer in result.sparsify.plan.layers)
+    assert all(tensor.is_meta for tensor in result.state_dict().values())

@@ -106,11 +106,8 @@ def test_products_of_grouped_convolutions_are_taken_by_group():
     ("name", "family", "nonlinearity", "products"),
     [
         ("dense", "parallel", "auto", 10),
-        ("dense", "parallel", "none", 4),
-        ("dense", "factorized", "auto", 6),
         ("convolutions", "factorized", "auto", 7),
         ("sequence", "parallel", "auto", 3),
-        ("functional", "doped", "auto", 4),
     ],
 )
 def test_export_merges_what_it_can_and_agrees_with_the_unmerged_model(

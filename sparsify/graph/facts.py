@@ -12,6 +12,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from sparsify.errors import Refusal
+from sparsify.graph.baked_values import follow_baked_values
 from sparsify.graph.couplings import couple, settle
 from sparsify.graph.dimensions import Call, Dimensions, Dims, flat_sizes
 from sparsify.graph.flops import node_flops
@@ -122,6 +123,7 @@ def facts(traced: Traced) -> Facts:
     """
     module = traced.module
     dimensions = couple(module)
+    follow_baked_values(dimensions)
     shapes = _shapes(module, dimensions)
     inputs = example_inputs(traced)
     runtime = dimensions.runtime_sizes(inputs)

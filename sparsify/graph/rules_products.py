@@ -27,10 +27,19 @@ def both_activations(dimensions: Dimensions, *arguments: Node) -> bool:
     return all(argument in dimensions.data for argument in arguments)
 
 
-def pin_head(dimensions: Dimensions, node: Node, sizes: Dims) -> None:
-    """Fixes what a product of activations contracts or spans."""
+def pin_head(dimensions: Dimensions, node: Node, sizes: Dims, *, batch: Dims = ()) -> None:
+    """Fixes what a product of activations contracts or spans.
+
+    Args:
+        dimensions: The equations to add to.
+        node: The product.
+        sizes: What it contracts and spans.
+        batch: Its batch dimensions, the samples first; heads are among the others.
+    """
     path = module_path(node)
-    dimensions.pin(sizes, f"head size of the product of activations{' in ' + path if path else ''}")
+    one = batch and all(size.constant == 1 for size in batch[1:])
+    more = "; there is one head only, and a single head cannot grow" if one else ""
+    dimensions.pin(sizes, f"head size of the product of activations{' in ' + path if path else ''}{more}")
 
 
 def matmul(call: Call, dimensions: Dimensions) -> Value:
@@ -47,7 +56,7 @@ def product_of(node: Node, a: Node, b: Node, dimensions: Dimensions) -> Dims:
     inner = right[-2] if len(right) > 1 else right[-1]
     dimensions.unify(left[-1], inner, node)
     if both_activations(dimensions, a, b):
-        pin_head(dimensions, node, (*left[-2:], *right[-2:]))
+        pin_head(dimensions, node, (*left[-2:], *right[-2:]), batch=left[:-2])
     batch = dimensions.broadcast([left[:-2], right[:-2]], node)
     return (*batch, *left[-2:-1], *(right[-1:] if len(right) > 1 else ()))
 
@@ -79,7 +88,7 @@ def attention(call: Call, dimensions: Dimensions) -> Value:
 def attend(node: Node, shapes: list[Dims], mask: Node | None, grouped: bool, dimensions: Dimensions) -> Dims:
     """Shape of attention; with ``grouped``, queries have a fixed multiple of the keys' heads."""
     query, key, value = shapes
-    pin_head(dimensions, node, (query[-1], key[-1], value[-1]))
+    pin_head(dimensions, node, (query[-1], key[-1], value[-1]), batch=query[:-2])
     dimensions.unify(query[-1], key[-1], node)
     dimensions.unify(key[-2], value[-2], node)
     if grouped and len(query) > 2:

@@ -99,7 +99,8 @@ def cut(call: Call, dimensions: Dimensions) -> Value:
     size = dimensions.widths.value(source[axis])
     bounds = _bounds(call, size)
     if bounds is None:
-        raise Unsolved("a width is cut at a place known at run time only")
+        dimensions.pin_axis(source, axis, f"{dimensions.where(call.node)} cuts it where the run says")
+        return (*source[:axis], dimensions.present(call.node)[axis], *source[axis + 1 :])
     start, end, step = bounds
     if step > 1:
         return (*source[:axis], _strided(call, source[axis], bounds, dimensions), *source[axis + 1 :])

@@ -352,6 +352,29 @@ def test_a_refusal_names_the_module() -> None:
     assert not free(found)
 
 
+def test_a_width_that_divides_its_own_sum_follows_or_stays() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.up(x)
+        y = y - y.sum(-1, keepdim=True) / y.shape[-1]
+        z = m.mid(y)
+        return m.head(z * z.norm(dim=-1, keepdim=True).add(1.0) * 24**-0.5)
+
+    found = checked(forward, TOKENS, up=nn.Linear(5, 16), mid=nn.Linear(16, 24), head=nn.Linear(24, 3))
+    assert set(free(found)) == {"up.weight[0]"}
+    assert [str(literal.value) for literal in found.literals] == ["up.weight[0]"]
+    assert "scales a sum over it" in reason(found, "mid.weight[0]")
+
+
+def test_a_single_head_says_that_it_cannot_grow() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x)))
+
+    layers = {name: nn.Linear(5, 16) for name in "qkv"}
+    found = checked(forward, TOKENS, **layers, head=nn.Linear(16, 3))
+    assert not free(found)
+    assert "single head cannot grow" in reason(found, "q.weight[0]")
+
+
 def test_places_in_a_width_pin_it() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.up(x)

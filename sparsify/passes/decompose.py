@@ -9,8 +9,9 @@ that output's weights in U), so that nearly every weight finds a place; else by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from sparsify.masks.exact import random_mask, topk_mask
 from sparsify.passes.connect import drawn_std, spread
 
 _ROUNDS, _REFINEMENTS = 6, 12
-_EXACT_SIDE = 1024
+_EXACT_SIDE, _TWO_STARTS = 1024, 512
 _GOOD_ENOUGH = 0.3
 
 
@@ -100,28 +101,40 @@ def low_rank(w: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def doped(w: Tensor, rank: int, nnz: int) -> tuple[Factors, Tensor, Tensor]:
     """Alternates the best V·U of W − S and the largest residuals S of W − V·U.
 
+    From S = 0, and for matrices of moderate size also from the largest weights, where singular vectors would
+    be spent on outliers.
+
     Args:
         w: [outputs, inputs].
         rank: Inner width.
         nnz: Active positions of the sparse part.
 
     Returns:
-        The dense factors, the sparse part and its mask; the round with the smallest ‖W − V·U − S‖.
+        The dense factors, the sparse part and its mask; of all rounds those with the smallest ‖W − V·U − S‖.
     """
-    sparse = torch.zeros_like(w)
-    best: tuple[float, Factors, Tensor, Tensor] | None = None
+    rounds = _alternations(w, torch.zeros_like(w), rank, nnz)
+    if min(w.shape) <= _TWO_STARTS:
+        rounds = chain(rounds, _alternations(w, w * topk_mask(w.abs(), nnz), rank, nnz))
+    _, u, v, sparse, mask = min(rounds, key=lambda found: found[0])
+    full = (torch.ones_like(u, dtype=torch.bool), torch.ones_like(v, dtype=torch.bool))
+    return Factors(u, v, *full), sparse, mask
+
+
+def _alternations(
+    w: Tensor, sparse: Tensor, rank: int, nnz: int
+) -> Iterator[tuple[float, Tensor, Tensor, Tensor, Tensor]]:
+    """Rounds with their errors, until one gains less than a hundredth."""
+    last = float("inf")
     for _ in range(_ROUNDS):
         u, v = low_rank(w - sparse, rank)
         residual = w - v @ u
         mask = topk_mask(residual.abs(), nnz)
         sparse = residual * mask
         error = float((residual - sparse).norm())
-        if best is not None and error >= 0.99 * best[0]:
-            break
-        full = (torch.ones_like(u, dtype=torch.bool), torch.ones_like(v, dtype=torch.bool))
-        best = (error, Factors(u, v, *full), sparse, mask)
-    assert best is not None
-    return best[1:]
+        yield error, u, v, sparse, mask
+        if error >= 0.99 * last:
+            return
+        last = error
 
 
 def factorized(

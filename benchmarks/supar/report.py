@@ -1,0 +1,186 @@
+"""The summary, the plots and the tables of the study, from the runs that are there."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cnn
+import plots
+import torch
+from corpus import corpus
+from curves import Curve
+from ledger import Cell, Ledger
+from parts import Bases, Size, cnn_base, cnn_cells, fitted_gamma, grid_cells, rigl_cells, tuned, wide_cells
+
+NAMES = {"supar": "SμPar", "mup": "μP", "sp": "SP"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell beside the base whose learning rate it is to use.
+
+    Attributes:
+        label: Its parameterization, as tables and plots call it.
+        density: As asked for.
+        curve: Of the cell.
+        base: Curve of its dense base.
+    """
+
+    label: str
+    density: float
+    curve: Curve
+    base: Curve
+
+    @property
+    def shift(self) -> int:
+        """log2 of best rate over best rate of the base."""
+        return self.curve.best - self.base.best
+
+    def to_json(self) -> dict[str, Any]:
+        """The row, with its loss at the base's best rate."""
+        point = self.curve.points.get(self.base.best)
+        return {
+            "label": self.label,
+            "cell": asdict(self.curve.cell),
+            "shift": self.shift,
+            "transferred": None if point is None else {"mean": point.mean, "std": point.spread},
+            **self.curve.to_json(),
+        }
+
+
+def rows(cells: Sequence[tuple[str, Cell, Cell]], ledger: Ledger) -> list[Row]:
+    """Rows of (label, cell, base) that have runs."""
+    found = []
+    for label, cell, base in cells:
+        curve, own = Curve.of(cell, ledger), Curve.of(base, ledger)
+        if curve.points and own.points:
+            found.append(Row(label, cell.density, curve, own))
+    return found
+
+
+def collect(size: Size, ledger: Ledger) -> tuple[Bases | None, dict[str, list[Row]]]:
+    """All rows, by part."""
+    bases, _ = tuned(size, ledger)
+    found: dict[str, list[Row]] = {}
+    if bases is not None:
+        own = {kind: bases.of(kind) for kind in NAMES}
+        cells = [(NAMES[kind], own[kind], own[kind]) for kind in NAMES]
+        cells += [(_name(c), c, own[c.parameterization]) for c in grid_cells(size, bases)]
+        found["grid"] = rows(cells, ledger)
+        own = {kind: replace(base, width=size.narrow) for kind, base in own.items()}
+        cells = [(NAMES[kind], own[kind], own[kind]) for kind in NAMES]
+        cells += [(_name(c), c, own[c.parameterization]) for c in wide_cells(size, bases)]
+        found["wide"] = rows(cells, ledger)
+        found["rigl"] = rows(_rigl_cells(size, bases, ledger), ledger)
+    base = cnn_base(size)
+    cells = [("dense", base, base)] + [(_cnn_name(cell), cell, base) for cell in cnn_cells(size)]
+    found["cnn"] = rows(cells, ledger)
+    return bases, found
+
+
+def _rigl_cells(size: Size, bases: Bases, ledger: Ledger) -> list[tuple[str, Cell, Cell]]:
+    measured = any(cell.method == "rigl" and cell.parameterization == "mup" for cell in _cells(ledger))
+    complete = measured and all(
+        Curve.of(cell, ledger).points for cell in rigl_cells(size, bases) if cell.parameterization == "mup"
+    )
+    gammas = (1.0, 0.5, *((fitted_gamma(size, bases, ledger),) if complete else ()))
+    cells = dict.fromkeys(rigl_cells(size, bases, gammas))
+    return [(_gamma_name(cell), cell, bases.mup) for cell in cells]
+
+
+def _cells(ledger: Ledger) -> set[Cell]:
+    return {run.cell for run, _ in ledger.items()}
+
+
+def _name(cell: Cell) -> str:
+    return NAMES[cell.parameterization]
+
+
+def _gamma_name(cell: Cell) -> str:
+    return "μP (γ 0)" if cell.parameterization == "mup" else f"SμPar γ {cell.gamma:g}"
+
+
+def _cnn_name(cell: Cell) -> str:
+    if cell.parameterization == "sp":
+        return "SP"
+    return "SμPar, rates corrected" if cell.rate_behind_norm else "SμPar, init only"
+
+
+def write(size: Size, ledger: Ledger, folder: Path, document: Path | None = None) -> dict[str, Any]:
+    """Writes `summary.json` and the plots, and refreshes the tables of a document.
+
+    Args:
+        size: Of the study.
+        ledger: Its runs.
+        folder: Where to write.
+        document: Markdown with lines `<!-- table: PART -->` and `<!-- end -->`; what is between is replaced.
+
+    Returns:
+        The summary.
+    """
+    bases, found = collect(size, ledger)
+    summary: dict[str, Any] = {
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "text": corpus().digest,
+            "images": list(cnn.images().train.shape),
+        },
+        "size": asdict(size),
+        "runs": len(ledger),
+        "cpu_hours_of_runs": round(sum(result["seconds"] for _, result in ledger.items()) / 3600, 2),
+        "bases": None if bases is None else {"mup": asdict(bases.mup), "sp": asdict(bases.sp)},
+        "largest_shift": {part: _largest_shifts(rows_) for part, rows_ in found.items()},
+        **{part: [row.to_json() for row in rows_] for part, rows_ in found.items()},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    for part, rows_ in found.items():
+        if rows_:
+            plots.rates(rows_, folder / f"{part}_rates.png")
+            plots.optima(rows_, folder / f"{part}_optima.png")
+    if document is not None and document.exists():
+        _refresh(document, {part: table(rows_) for part, rows_ in found.items()})
+    return summary
+
+
+def _largest_shifts(found: list[Row]) -> dict[str, int]:
+    """The shift farthest from 0 by label, in factors of 2."""
+    shifts: dict[str, int] = {}
+    for row in found:
+        shifts[row.label] = max(shifts.get(row.label, 0), row.shift, key=abs)
+    return shifts
+
+
+def table(found: Sequence[Row]) -> str:
+    """Markdown: best rates and losses, a line for each cell."""
+    lines = [
+        "| density | | best LR | parabola | shift | loss there | loss at the base's LR | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(found, key=lambda row: -row.density):
+        curve = row.curve
+        best, given = curve.points[curve.best], curve.points.get(row.base.best)
+        lines.append(
+            f"| {_fraction(row.density)} | {row.label} | 2^{curve.best} | 2^{curve.optimum:.1f} "
+            f"| {row.shift:+d} | {best} | {given or 'not run'} | {best.seeds} |"
+        )
+    return "\n".join(lines)
+
+
+def _fraction(density: float) -> str:
+    return "1" if density == 1 else f"1/{1 / density:g}"
+
+
+def _refresh(document: Path, tables: dict[str, str]) -> None:
+    text = document.read_text()
+    for part, content in tables.items():
+        head, mark, rest = text.partition(f"<!-- table: {part} -->\n")
+        if mark:
+            text = f"{head}{mark}\n{content}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    document.write_text(text)

@@ -1,0 +1,68 @@
+"""Which runs a learning-rate curve still needs: a search in factors of 2, and more seeds around its best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from ledger import DIVERGED, Cell, Ledger, Run
+
+LOWEST, HIGHEST = -14, 1
+
+
+def wanted(cell: Cell, ledger: Ledger, start: int, margin: int, also: Sequence[int] = ()) -> list[Run]:
+    """Runs of seed 0 until the best rate has `margin` measured neighbours on either side.
+
+    Args:
+        cell: What to train.
+        ledger: Finished runs.
+        start: log2 of the rate to begin at; the curve is measured without gaps from there to its best.
+        margin: Measured rates wanted beyond the best, on both sides.
+        also: Further rates that are wanted.
+
+    Returns:
+        Missing runs; none when the curve is complete.
+    """
+    curve = _curve(cell, ledger)
+    finite = [rate for rate, loss in curve.items() if loss < DIVERGED]
+    rates = {*range(start - margin, start + margin + 1), *also}
+    if finite:
+        best = min(finite, key=lambda rate: curve[rate])
+        rates |= set(range(min(best, start) - margin, max(best, start) + margin + 1))
+    elif curve:
+        rates.add(min(curve) - 1)
+    inside = sorted(rate for rate in rates if LOWEST <= rate <= HIGHEST)
+    return [run for rate in inside if (run := Run(cell, rate)) not in ledger]
+
+
+def _curve(cell: Cell, ledger: Ledger) -> dict[int, float]:
+    """Loss of seed 0 by log2 of the rate."""
+    return {rate: seeds[0] for rate, seeds in ledger.losses(cell).items() if 0 in seeds}
+
+
+def best_rate(cell: Cell, ledger: Ledger) -> int:
+    """log2 of the best rate: by the mean over seeds where several were run, else by seed 0.
+
+    Raises:
+        ValueError: Nothing was run.
+    """
+    losses = ledger.losses(cell)
+    most = max((len(seeds) for seeds in losses.values()), default=0)
+    means = {rate: fmean(seeds.values()) for rate, seeds in losses.items() if len(seeds) == most}
+    return min(means, key=lambda rate: means[rate])
+
+
+def more_seeds(cell: Cell, ledger: Ledger, seeds: int, also: Sequence[int] = ()) -> list[Run]:
+    """Runs of seeds 0 … seeds − 1 at the best rate and one factor of 2 to either side of it.
+
+    The best is looked for among the rates that have all seeds, once there are any; where it then lies at
+    their edge, the next rate is wanted too.
+    """
+    losses = ledger.losses(cell)
+    if not losses:
+        return []
+    centre = best_rate(cell, ledger)
+    rates = {centre - 1, centre, centre + 1, *also}
+    return [
+        run for rate in sorted(rates) for seed in range(seeds) if (run := Run(cell, rate, seed)) not in ledger
+    ]

@@ -1,0 +1,170 @@
+"""Trains one run: model, masks and optimizer groups come from sparsify, the loop is the plain one."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, cast
+
+import cnn
+import gpt
+import torch
+import torch.nn.functional as F
+from corpus import corpus, windows
+from ledger import Cell, Run
+from torch import Tensor, nn
+
+import sparsify
+from sparsify.graph.traced import Traced
+from sparsify.scaling import Parameterization
+
+WARMUP = 0.1
+CLIP = 1.0
+EVALUATION_WINDOWS = 384
+EVALUATION_SEED = 12345
+UPDATE_EVERY = 10
+GPT_DECAY = 0.1
+CNN_DECAY = 5e-4
+MOMENTUM = 0.9
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """Trains and evaluates; returns `loss`, None where it diverged, and what else is worth keeping."""
+    started = time.perf_counter()
+    model = build(run.cell, run.seed)
+    optimizer = make_optimizer(model, run)
+    batches, evaluate = _text(run) if run.cell.model == "gpt" else _images(run)
+    train_loss = _train(model, optimizer, run, batches)
+    finite = math.isfinite(train_loss)
+    measured = evaluate(model) if finite else {"loss": None}
+    return {
+        **measured,
+        "train_loss": train_loss if finite else None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def build(cell: Cell, seed: int) -> nn.Module:
+    """The dense base itself at density 1, else what `sparsify.transform` makes of it."""
+    if cell.density == 1.0:
+        return _base(cell, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return sparsify.transform(
+            _traced(cell.model, cell.width, cell.sigma, cell.alpha_in, cell.alpha_out),
+            family=cell.family,
+            sparsity=1 - cell.density,
+            init="scratch",
+            parameterization=cast(Parameterization, cell.parameterization),
+            density_exponent=cell.gamma if cell.parameterization == "supar" else None,
+            seed=seed,
+            base_std=_spread(cell),
+        )
+
+
+def _base(cell: Cell, seed: int) -> nn.Module:
+    if cell.model == "cnn":
+        return cnn.build(cell.width, seed)
+    model = gpt.GPT(gpt.GPTShape(width=cell.width), cell.alpha_in, cell.alpha_out)
+    gpt.initialise(model, cell.sigma, seed)
+    return model
+
+
+def _spread(cell: Cell) -> dict[str, float] | None:
+    if cell.model == "cnn":
+        return None
+    return gpt.standard_deviations(cast(gpt.GPT, _base(cell, 0)), cell.sigma)
+
+
+@lru_cache(maxsize=4)
+def _traced(model: str, width: int, sigma: float, alpha_in: float, alpha_out: float) -> Traced:
+    """The trace of a base, kept: only widths and multipliers are read from it, and σ of the embeddings."""
+    cell = Cell(model=model, width=width, sigma=sigma, alpha_in=alpha_in, alpha_out=alpha_out)
+    example = torch.zeros(2, gpt.GPTShape().length, dtype=torch.long) if model == "gpt" else cnn.EXAMPLE
+    return sparsify.trace(_base(cell, 0), (example,))
+
+
+def make_optimizer(model: nn.Module, run: Run) -> torch.optim.Optimizer:
+    """AdamW for the GPT, SGD with momentum for the CNN, in the groups of the stored parameterization."""
+    lr = 2.0**run.log2_lr
+    if run.cell.model == "gpt":
+        groups = sparsify.param_groups(model, lr=lr, weight_decay=GPT_DECAY)
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)
+    groups = sparsify.param_groups(model, lr=lr, weight_decay=CNN_DECAY, optimizer="sgd")
+    if run.cell.rate_behind_norm and run.cell.density < 1.0:
+        groups = cnn.corrected_behind_norm(model, groups, run.cell.density)
+    return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM)
+
+
+def _train(model: nn.Module, optimizer: torch.optim.Optimizer, run: Run, batches: Batches) -> float:
+    """Linear warm-up over a tenth of the steps, then linear decay to 0; mean loss of the last tenth."""
+    steps = run.cell.steps
+    warmup = max(1, int(WARMUP * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+    )
+    if run.cell.method == "rigl":
+        sparsify.dst.RigL(model, optimizer, total_steps=steps, update_every=UPDATE_EVERY)
+    model.train()
+    last: list[float] = []
+    for _ in range(steps):
+        inputs, targets = next(batches)
+        loss = F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+        last = [*last[-max(1, steps // 10) + 1 :], loss.item()]
+        if not math.isfinite(last[-1]):
+            return math.nan
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        schedule.step()
+    return sum(last) / len(last)
+
+
+def _text(run: Run) -> tuple[Batches, Callable[[nn.Module], dict[str, Any]]]:
+    text, length = corpus(), gpt.GPTShape().length
+
+    def batches() -> Batches:
+        generator = torch.Generator().manual_seed(1000 + run.seed)
+        while True:
+            yield windows(text.train, run.cell.batch, length, generator)
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> dict[str, Any]:
+        model.eval()
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        inputs, targets = windows(text.validation, EVALUATION_WINDOWS, length, generator)
+        losses = [
+            float(F.cross_entropy(model(x).flatten(0, 1), y.flatten()))
+            for x, y in zip(inputs.split(32), targets.split(32), strict=True)
+        ]
+        loss = sum(losses) / len(losses)
+        return {"loss": loss if math.isfinite(loss) else None}
+
+    return batches(), evaluate
+
+
+def _images(run: Run) -> tuple[Batches, Callable[[nn.Module], dict[str, Any]]]:
+    data = cnn.images()
+
+    def batches() -> Batches:
+        generator = torch.Generator().manual_seed(1000 + run.seed)
+        while True:
+            picked = torch.randint(0, data.train.shape[0], (run.cell.batch,), generator=generator)
+            yield data.train[picked], data.train_labels[picked]
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> dict[str, Any]:
+        model.eval()
+        logits = torch.cat([model(x) for x in data.test.split(250)])
+        loss = float(F.cross_entropy(logits, data.test_labels))
+        accuracy = float((logits.argmax(1) == data.test_labels).float().mean())
+        return {"loss": loss if math.isfinite(loss) else None, "accuracy": accuracy}
+
+    return batches(), evaluate

@@ -18,7 +18,7 @@ import torch
 
 from sparsify.errors import UserError
 from sparsify.graph.traced import Traced
-from sparsify.train.coord_check_data import DataBatches, RandomBatch, Source
+from sparsify.train.coord_check_data import DataBatches, RandomBatches, Source
 from sparsify.train.coord_check_plot import plot_check
 from sparsify.train.coord_check_runs import Measured, Runs, Settings
 from sparsify.train.coord_check_slopes import FLAT, STEEP, Values, shares, slopes
@@ -114,7 +114,7 @@ def coord_check(
             dense model learns most in these steps.
         optimizer: `adamw` or `sgd` (momentum 0.9), without weight decay.
         rules: Rules in force: `init`, `lr`. Leaving one out shows what it is good for.
-        batch_size: Examples in a batch; by default 8 sequences or 64 other examples.
+        batch_size: Examples in a batch; by default 8 sequences (of random data: 1024 tokens), or 64 others.
         sequence_length: Bytes in a window of `text` data.
         density_exponent: γ of m_ρ^γ in SμPar.
         plot: PNG file to write.
@@ -172,7 +172,7 @@ def _source(traced: Traced, data: str | Data | None, batch_size: int | None, seq
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if data is None:
-        return RandomBatch(traced, batch_size)
+        return RandomBatches(traced, batch_size)
     found = load_data(data, sequence_length=sequence_length) if isinstance(data, str) else data
     return DataBatches(found, batch_size)
 

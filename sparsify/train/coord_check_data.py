@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from sparsify.graph.traced import Traced
 from sparsify.train.data import Data
 from sparsify.train.objective import loss_of, output_tensor, predict
 
-SEQUENCES, EXAMPLES = 8, 64
+SEQUENCES, EXAMPLES, TOKENS = 8, 64, 1024
 _SHAPE_ONLY = {
     torch.ops.aten.reshape.default,
     torch.ops.aten.to.dtype,
@@ -67,17 +68,19 @@ class DataBatches:
         return loss_of(self.data.task, predict(model, batch), batch.targets)
 
 
-class RandomBatch:
-    """One random batch that fits the trace, taken at every step, so that there is something to learn.
+class RandomBatches:
+    """Random batches that fit the trace.
 
     Floating-point inputs are N(0, 1), integers that an embedding reads are drawn from its rows, and all
     others are those of the example (ones, where the example holds only zeros: they are masks). Targets are
-    classes in the last dimension of an output of two or three dimensions, else values from N(0, 1).
+    classes in the last dimension of an output of two or three dimensions, else values from N(0, 1). Rows and
+    classes are as frequent as words are (Zipf's law): how frequent is all that there is to learn, and the
+    first that a model learns from real data.
 
     Args:
         traced: The dense model.
-        batch_size: Examples in the batch, where the first dimension is open; None for 8 sequences or 64 other
-            examples.
+        batch_size: Examples in a batch, where the first dimension is open; None for 1024 tokens, or for 64
+            examples that are not made of tokens.
     """
 
     name = "random inputs and targets"
@@ -86,29 +89,45 @@ class RandomBatch:
         leaves, self._structure = pytree.tree_flatten((tuple(traced.args), dict(traced.kwargs)))
         nodes = traced.module.graph.find_nodes(op="placeholder")
         rows = [_rows(traced.module, node) for node in nodes]
-        usual = EXAMPLES if all(row is None for row in rows) else SEQUENCES
+        lengths = [
+            leaf.numel() // len(leaf)
+            for leaf, row in zip(leaves, rows, strict=True)
+            if row is not None and isinstance(leaf, Tensor) and leaf.dim()
+        ]
+        usual = math.ceil(TOKENS / max(lengths)) if lengths else EXAMPLES
         self.batch_size = usual if batch_size is None else batch_size
         self._leaves = [
             (_resized(leaf, node, self.batch_size), row)
             for leaf, node, row in zip(leaves, nodes, rows, strict=True)
         ]
 
-    def inputs(self, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments and keyword arguments of a seed."""
-        generator = torch.Generator().manual_seed(seed)
+    def inputs(self, seed: int, step: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments and keyword arguments of a step."""
+        generator = _generator(seed, step, 0)
         leaves = [_drawn(leaf, rows, generator) for leaf, rows in self._leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
         return args, kwargs
 
     def loss(self, model: nn.Module, seed: int, step: int) -> Tensor:
-        """See `Source.loss`; all steps see the same batch."""
-        args, kwargs = self.inputs(seed)
+        """See `Source.loss`."""
+        args, kwargs = self.inputs(seed, step)
         output = output_tensor(model(*args, **kwargs)).float()
-        generator = torch.Generator().manual_seed(seed + 1)
+        generator = _generator(seed, step, 1)
         if output.dim() in (2, 3) and output.shape[-1] > 1:
-            targets = torch.randint(output.shape[-1], output.shape[:-1], generator=generator)
+            targets = _skewed(output.shape[-1], output.shape[:-1], generator)
             return F.cross_entropy(output.reshape(-1, output.shape[-1]), targets.reshape(-1))
         return F.mse_loss(output, torch.randn(output.shape, generator=generator))
+
+
+def _skewed(count: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Numbers below `count`, number k with probability ∝ 1/(k + 1)."""
+    weights = 1 / torch.arange(1, count + 1, dtype=torch.float64)
+    drawn = torch.multinomial(weights, math.prod(shape), replacement=True, generator=generator)
+    return drawn.reshape(shape)
+
+
+def _generator(seed: int, step: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed << 24) + 2 * step + stream)
 
 
 def _resized(leaf: Any, node: fx.Node, batch_size: int) -> Any:
@@ -146,5 +165,5 @@ def _drawn(leaf: Any, rows: int | None, generator: torch.Generator) -> Any:
     if leaf.is_floating_point():
         return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
     if rows is not None:
-        return torch.randint(rows, leaf.shape, generator=generator).to(leaf.dtype)
+        return _skewed(rows, leaf.shape, generator).to(leaf.dtype)
     return leaf if bool(leaf.any()) else torch.ones_like(leaf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from sparsify.train.variants import Variant, Variants
 
 FIRST_LR = {"adamw": 2.0**-7, "sgd": 2.0**-4}
 _TRIALS = 8
+_LAST = 3
 _MOMENTUM = 0.9
 
 Reading = tuple[dict[str, list[float]], list[float]]
@@ -97,7 +99,8 @@ class Runs:
     def _dense_loss(self, lr: float) -> float:
         trial = replace(self.settings, lr=lr)
         losses = self._measure(self.variants.model(Variant(1.0), "sp", 0), 0, trial)[1]
-        return losses[-1] if math.isfinite(losses[-1]) else math.inf
+        last = statistics.fmean(losses[-_LAST:])
+        return last if math.isfinite(last) else math.inf
 
     def all(self, parameterization: Parameterization, points: Sequence[Variant], bar: StudyBar) -> Measured:
         """The readings of all points."""

@@ -66,13 +66,14 @@ def _convolve(
     else:
         for atoms in (x, out):
             if atoms is not None:
-                _share(atoms.view(groups, -1), channels)
+                share(atoms.view(groups, -1), channels)
         meet(None if x is None else x.view(groups, -1)[0], weight.get(1), node, channels)
     meet(out, bias.get(0), node, channels)
     return {axis: out} if out is not None else {}
 
 
-def _share(rows: Tensor, channels: Channels) -> None:
+def share(rows: Tensor, channels: Channels) -> None:
+    """States that the same place of every row is one channel."""
     for column in rows.t().tolist():
         channels.merge(column)
 
@@ -162,4 +163,18 @@ def group_norm(node: Node, channels: Channels) -> Sequence[Labels]:
     for name in ("weight", "bias"):
         meet(x.get(1), _parameter(node, name, channels).get(0), node, channels)
     channels.block_all(x, f"{where(node)} normalizes over it", (1,))
+    return [x]
+
+
+def functional_norm(node: Node, channels: Channels) -> Sequence[Labels]:
+    """A normalization without a module: over dimension 1, over groups of it, or over the last dimensions."""
+    call, name = Call.of(node), operator_name(node)
+    x, rank = channels.of(call["input"]), len(channels.extents.shape(node))
+    first = 1 if "normalized_shape" not in call.values else rank - len(call["normalized_shape"])
+    for other in ("weight", "bias", "running_mean", "running_var"):
+        for axis, atoms in channels.of(call.get(other)).items():
+            meet(x.get(first + axis), atoms, node, channels)
+    if name not in ("batch_norm", "instance_norm"):
+        over = (1,) if name == "group_norm" else range(first, rank)
+        channels.block_all(x, f"{where(node)} normalizes over it", over)
     return [x]

@@ -20,7 +20,7 @@ def _outer_axes(node: Node, source: Any, channels: Channels, inner: int) -> dict
     """Atoms of an operand along its batch dimensions, counted from the back; others are blocked."""
     rank = len(channels.extents.shape(source))
     labels = channels.of(source)
-    reason = f"{where(node)} is a product of activations over it"
+    reason = f"{where(node)} contracts or spans it"
     channels.block_all(labels, reason, range(rank - inner, rank))
     return {axis - rank: atoms for axis, atoms in labels.items() if axis < rank - inner}
 
@@ -67,6 +67,6 @@ def einsum(node: Node, channels: Channels) -> Sequence[Labels]:
         for axis, atoms in channels.of(operand).items():
             letter = term[axis]
             if not all(letter in other for other in [*letters, result]):
-                channels.block(atoms, f"{where(node)} is a product of activations over it")
+                channels.block(atoms, f"{where(node)} contracts or spans it")
             channels.same(found.setdefault(letter, atoms), atoms, node)
     return [{axis: found[letter] for axis, letter in enumerate(result) if letter in found}]

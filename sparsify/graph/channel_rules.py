@@ -17,12 +17,14 @@ from sparsify.graph.channel_layers import (
     convolution_module,
     embedding,
     functional_layer,
+    functional_norm,
     group_norm,
     index,
     layer_norm,
     linear,
     meet,
     prelu_module,
+    share,
     table,
 )
 from sparsify.graph.channel_products import attention, einsum, matmul
@@ -92,6 +94,7 @@ _REDUCTIONS = frozenset(
 _ALONG = frozenset(
     ["softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "softmin", "cumsum", "cumprod"]
 )
+_EQUAL_PARTS = frozenset(("chunk", "split", "channel_shuffle"))
 _FACTORIES = frozenset(
     [
         "zeros",
@@ -136,9 +139,11 @@ def _visit(node: Node, channels: Channels, data: frozenset[Node]) -> Sequence[La
     if name == "getitem":
         return [channels.of(node.args[0], int(node.args[1]))]  # type: ignore[arg-type]
     if moves(node):
+        if name in _EQUAL_PARTS:
+            _share_parts(node, channels)
         return channels.moved(node)
-    if name in _PRODUCTS and sum(source in data for source in node.all_input_nodes) > 1:
-        return _PRODUCTS[name](node, channels)
+    if name in _LAYERS and sum(source in data for source in node.all_input_nodes) > 1:
+        return channels.unknown(node)
     if name in _FUNCTIONS:
         return _FUNCTIONS[name](node, channels)
     if is_pointwise(node):
@@ -146,14 +151,26 @@ def _visit(node: Node, channels: Channels, data: frozenset[Node]) -> Sequence[La
     return channels.unknown(node)
 
 
+def _share_parts(node: Node, channels: Channels) -> None:
+    """Parts of one size can only lose a place each: the same place of every part is one channel."""
+    call = Call.of(node)
+    source: Any = node.args[0]
+    axis = axis_of(call.get("dim", 1), len(channels.extents.shape(source)))
+    atoms = channels.of(source).get(axis)
+    parts = call.get("chunks", call.get("groups"))
+    if atoms is None or isinstance(call.get("split_size"), (list, tuple)):
+        return
+    size = call.get("split_size") if parts is None else -(-atoms.numel() // parts)
+    if not isinstance(size, int) or atoms.numel() % size:
+        channels.block(atoms, f"{where(node)} cuts it into parts of different sizes")
+        return
+    share(atoms.view(-1, size), channels)
+
+
 def is_pointwise(node: Node) -> bool:
     """Whether a node computes each element from the elements in its place."""
     tagged = torch.Tag.pointwise in getattr(node.target, "tags", ())
     return node.op == "call_function" and (tagged or operator_name(node) in POINTWISE)
-
-
-def _refused(node: Node, channels: Channels) -> Sequence[Labels]:
-    return channels.unknown(node)
 
 
 def _same(node: Node, channels: Channels) -> Sequence[Labels]:
@@ -227,14 +244,12 @@ def _new(node: Node, channels: Channels) -> Sequence[Labels]:
     return [channels.of(source)] if like else [{}]
 
 
-_PRODUCTS: Mapping[str, Rule] = {
+_LAYERS = ("linear", *CONVOLUTIONS)
+_FUNCTIONS: Mapping[str, Rule] = {
+    **dict.fromkeys(_LAYERS, functional_layer),
     **dict.fromkeys(("matmul", "bmm", "baddbmm"), matmul),
-    **dict.fromkeys(("linear", *CONVOLUTIONS), _refused),
     "scaled_dot_product_attention": attention,
     "einsum": einsum,
-}
-_FUNCTIONS: Mapping[str, Rule] = {
-    **dict.fromkeys(("linear", *CONVOLUTIONS), functional_layer),
     **dict.fromkeys(_SPATIAL, _spatial),
     **dict.fromkeys(_REDUCTIONS, _reduction),
     **dict.fromkeys(_ALONG, _along),
@@ -242,6 +257,8 @@ _FUNCTIONS: Mapping[str, Rule] = {
     **dict.fromkeys(("prelu", "_prelu_kernel"), _prelu),
     "glu": _glu,
     "pad": _padded,
+    **dict.fromkeys(("batch_norm", "instance_norm"), functional_norm),
+    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), functional_norm),
     "embedding": table,
     "index": index,
     "sym_size": lambda node, channels: [{}],

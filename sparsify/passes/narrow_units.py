@@ -111,14 +111,16 @@ class _Finder:
             if reason is not None:
                 refusals.append(Refusal(group.id, RULE, reason))
                 continue
-            for root, numbers in units.items():
-                of_root[root] = len(found)
-                found.append(Unit(group.id, numbers))
-        places = {
+            places = {
+                numbers: len(found) + rank for rank, numbers in enumerate(dict.fromkeys(units.values()))
+            }
+            found.extend(Unit(group.id, numbers) for numbers in places)
+            of_root |= {root: places[numbers] for root, numbers in units.items()}
+        owners = {
             place: torch.tensor([of_root.get(root, -1) for root in roots])
             for place, roots in self._roots.items()
         }
-        return Units(tuple(found), places, tuple(refusals))
+        return Units(tuple(found), owners, tuple(refusals))
 
     def _members(self, group: WidthGroup) -> Iterator[tuple[tuple[str, int], int]]:
         """Dimensions that hold nothing but the group, with the places that one unit has in them."""
@@ -132,18 +134,20 @@ class _Finder:
     def _group(
         self, group: WidthGroup, taken: Mapping[int, int]
     ) -> tuple[str | None, dict[int, tuple[int, ...]]]:
-        """Why a group is refused, or the root of each of its units with their numbers."""
+        """Why a group is refused, or the units to which each root belongs, as their numbers."""
         units: dict[int, tuple[int, ...]] = {}
         for place, each in self._members(group):
-            counts = Counter(self._roots[place])
-            blocked = next((self._blocked[root] for root in counts if root in self._blocked), None)
+            roots = self._roots[place]
+            blocked = next((self._blocked[root] for root in roots if root in self._blocked), None)
             if blocked is not None:
                 return blocked, {}
-            if not units:
-                units = _numbered(self._roots[place], each)
-            if counts.keys() & taken.keys():
+            if not taken.keys().isdisjoint(roots):
                 return f"{place[0]} mixes its units with those of another width", {}
-            if {root: len(numbers) * each for root, numbers in units.items()} != counts:
+            if units.keys().isdisjoint(roots):
+                # Places that nothing ties but their number: the first goes with the first, and so on.
+                units |= _numbered(roots, each)
+            counts: Counter[tuple[int, ...]] = Counter(units.get(root, ()) for root in roots)
+            if counts != {numbers: len(numbers) * each for numbers in set(units.values())}:
                 return f"it cannot be told which places of {place[0]} belong to which unit", {}
         if not units:
             return "no dimension holds it alone", {}

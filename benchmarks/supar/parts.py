@@ -237,7 +237,9 @@ def fitted_gamma(size: Size, bases: Bases, ledger: Ledger) -> float:
 def cnn(size: Size, ledger: Ledger, effort: Effort) -> list[Run]:
     """Part 7: the BatchNorm CNN with SGD."""
     base = cnn_base(size)
-    missing = wanted(base, ledger, CNN_START, effort.margin) or more_seeds(base, ledger, effort.seeds)
+    missing = wanted(base, ledger, CNN_START, effort.margin)
+    if not missing and effort.seeds > 1:
+        missing = more_seeds(base, ledger, effort.seeds)
     return missing or _curves(dict.fromkeys(cnn_cells(size), base), ledger, effort)
 
 

@@ -111,7 +111,9 @@ def _cnn_name(cell: Cell) -> str:
     return "SμPar, rates corrected" if cell.rate_behind_norm else "SμPar, init only"
 
 
-def write(size: Size, ledger: Ledger, folder: Path, document: Path | None = None) -> dict[str, Any]:
+def write(
+    size: Size, ledger: Ledger, folder: Path, document: Path | None = None, part: str | None = None
+) -> dict[str, Any]:
     """Writes `summary.json` and the plots, and refreshes the tables of a document.
 
     Args:
@@ -119,6 +121,7 @@ def write(size: Size, ledger: Ledger, folder: Path, document: Path | None = None
         ledger: Its runs.
         folder: Where to write.
         document: Markdown with lines `<!-- table: PART -->` and `<!-- end -->`; what is between is replaced.
+        part: Draw the plots of this part only.
 
     Returns:
         The summary.
@@ -135,17 +138,17 @@ def write(size: Size, ledger: Ledger, folder: Path, document: Path | None = None
         "runs": len(ledger),
         "cpu_hours_of_runs": round(sum(result["seconds"] for _, result in ledger.items()) / 3600, 2),
         "bases": None if bases is None else {"mup": asdict(bases.mup), "sp": asdict(bases.sp)},
-        "largest_shift": {part: _largest_shifts(rows_) for part, rows_ in found.items()},
-        **{part: [row.to_json() for row in rows_] for part, rows_ in found.items()},
+        "largest_shift": {name: _largest_shifts(rows_) for name, rows_ in found.items()},
+        **{name: [row.to_json() for row in rows_] for name, rows_ in found.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    for part, rows_ in found.items():
-        if rows_:
-            plots.rates(rows_, folder / f"{part}_rates.png")
-            plots.optima(rows_, folder / f"{part}_optima.png")
+    for name, rows_ in found.items():
+        if rows_ and part in (None, name):
+            plots.rates(rows_, folder / f"{name}_rates.png")
+            plots.optima(rows_, folder / f"{name}_optima.png")
     if document is not None and document.exists():
-        _refresh(document, {part: table(rows_) for part, rows_ in found.items()})
+        _refresh(document, {name: table(rows_) for name, rows_ in found.items()})
     return summary
 
 

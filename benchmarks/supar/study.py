@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.report:
         Study(size, ledger, args.workers).run(args.part)
     document = None if args.quick else args.output.with_suffix(".md")
-    write(size, ledger, args.output / "quick" if args.quick else args.output, document)
+    write(size, ledger, args.output / "quick" if args.quick else args.output, document, args.part)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ study = pytest.importorskip("study")
 def finished(tmp_path_factory):
     """The output folder of a finished quick study, without the CNN where its images are not installed."""
     folder = tmp_path_factory.mktemp("supar")
-    for part in ("grid", "wide", "rigl", *(("cnn",) if FASHION_MNIST.is_dir() else ())):
-        study.main(["--quick", "--workers", "0", "--part", part, "-o", str(folder)])
+    for part in (
+        ((),) if FASHION_MNIST.is_dir() else (["--part", "grid"], ["--part", "wide"], ["--part", "rigl"])
+    ):
+        study.main(["--quick", "--workers", "0", *part, "-o", str(folder)])
     return folder
 
 

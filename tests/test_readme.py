@@ -13,7 +13,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_python_blocks_run(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         done = subprocess.run(
             [sys.executable, "-c", block],

@@ -72,21 +72,24 @@ def coord_check(
     from sparsify import studies
 
     out = Output(output_format)
+    lists: dict[str, Any] = {
+        "parameterizations": names(parameterization),
+        "densities": None if densities is None else amounts(densities, "--densities"),
+        "widths": amounts(widths, "--widths"),
+        "rules": () if rules == "none" else names(rules),
+        "lr": None if lr is None else amount(lr, "--lr"),
+    }
     traced = _traced(model_file, inputs or [], consent(trust_pickle, out), model)
     if data is None:
         out.say("no --data: the check trains on random inputs and targets made from the model's inputs")
     found = studies.coord_check(
         traced,
         data=data,
-        parameterizations=names(parameterization),
-        densities=None if densities is None else amounts(densities, "--densities"),
-        widths=amounts(widths, "--widths"),
+        **lists,
         mode=mode,
         steps=steps,
         seeds=seeds,
-        lr=None if lr is None else amount(lr, "--lr"),
         optimizer=optimizer,
-        rules=() if rules == "none" else names(rules),
         batch_size=batch_size,
         sequence_length=sequence_length,
         density_exponent=density_exponent,
@@ -144,15 +147,18 @@ def sweep(
     from sparsify import studies
 
     out = Output(output_format)
+    grid: dict[str, Any] = {
+        "lrs": amounts(lr, "--lr"),
+        "densities": amounts(densities, "--densities"),
+        "parameterizations": names(parameterization),
+        "widths": widths if widths in (None, "isoflop") else amounts(str(widths), "--widths"),
+    }
     traced = _traced(model_file, inputs or [], consent(trust_pickle, out), model)
     patterns = {"keep_dense": tuple(keep_dense or ()), "only": tuple(only or ())}
     found = studies.sweep(
         traced,
         data,
-        lrs=amounts(lr, "--lr"),
-        densities=amounts(densities, "--densities"),
-        parameterizations=names(parameterization),
-        widths=widths if widths in (None, "isoflop") else amounts(str(widths), "--widths"),
+        **grid,
         seeds=seeds,
         output=output,
         workers=workers,

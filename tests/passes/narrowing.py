@@ -85,3 +85,9 @@ def untouched(case: Narrowing, edit: Callable[[], object]) -> None:
     edit()
     after = case.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def mlp(activation: nn.Module, features: int = 6, width: int = 10, bias: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Linear(features, width, bias=bias), activation, nn.Linear(width, width, bias=bias)]
+    return nn.Sequential(*layers, activation, nn.Linear(width, 3, bias=bias))

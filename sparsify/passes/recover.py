@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import UserError
 from sparsify.graph.traced import Traced
+from sparsify.graph.two_widths import example_inputs
 from sparsify.masks.state import masked_parameters
 from sparsify.passes.dense import corner, others
 from sparsify.passes.gains import norm_gains
@@ -173,7 +174,7 @@ def _outputs(traced: Traced, graph: GraphModule) -> dict[str, float] | None:
     tensors = [*traced.module.parameters(), *traced.module.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         return None
-    args, kwargs = _inputs((traced.args, traced.kwargs))
+    args, kwargs = _inputs(traced)
     wanted = _leaves(_evaluated(traced.module, args, kwargs))
     found = _leaves(_evaluated(graph, args, kwargs))
     largest, square, scale = 0.0, 0.0, 0.0
@@ -195,18 +196,30 @@ def _evaluated(module: GraphModule, args: Any, kwargs: Any) -> Any:
             child.training = training
 
 
-def _inputs(example: Any) -> Any:
-    """The example inputs; real ones without any information become standard normal draws."""
+def _inputs(traced: Traced) -> Any:
+    """The example inputs; where all numbers are equal, random ones: normal, or rows of a table they index."""
     random = torch.Generator().manual_seed(0)
+    rows = {id(example): _table_rows(traced.module, node) for node, example in example_inputs(traced)}
 
     def filled(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.numel():
+        if not isinstance(leaf, Tensor) or not leaf.numel() or bool((leaf != leaf.reshape(-1)[0]).any()):
             return leaf
-        if bool((leaf != leaf.reshape(-1)[0]).any()):
-            return leaf
-        return torch.randn(leaf.shape, generator=random).to(leaf)
+        if leaf.is_floating_point():
+            return torch.randn(leaf.shape, generator=random).to(leaf)
+        count = rows.get(id(leaf))
+        return leaf if count is None else torch.randint(count, leaf.shape, generator=random).to(leaf)
 
-    return pytree.tree_map(filled, example)
+    return pytree.tree_map(filled, (traced.args, traced.kwargs))
+
+
+def _table_rows(module: GraphModule, node: Node) -> int | None:
+    """Rows of the smallest table that an input is looked up in, directly."""
+    tables = [
+        module.get_submodule(str(user.target))
+        for user in node.users
+        if user.op == "call_module" and user.args and user.args[0] is node
+    ]
+    return min((table.num_embeddings for table in tables if isinstance(table, nn.Embedding)), default=None)
 
 
 def _leaves(output: Any) -> list[Tensor]:

@@ -25,12 +25,11 @@ from sparsify._options import (
     NewConnectionsOption,
     SeedOption,
     SparseFactorsOption,
-    ThreadsOption,
     TrustOption,
     WidthOption,
     consent,
-    numbers,
 )
+from sparsify._runtime_commands import bench, bench_layer, lower
 from sparsify._study_commands import coord_check, sweep
 
 app = typer.Typer(
@@ -314,98 +313,9 @@ def export(
     views.lower(out, data)
 
 
-@app.command()
-def lower(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN.onnx", help="Any ONNX file with zeros in its weights.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")],
-    tune: Annotated[bool, typer.Option("--tune", help="Decide by measuring on this machine.")] = False,
-    layout: Annotated[str | None, typer.Option(help="Force a layout: csr or dense.")] = None,
-    output_format: FormatOption = Format.text,
-) -> None:
-    """Replace nodes of an ONNX file by sparse operators where they are faster.
-
-    Example: sparsify lower pruned.onnx -o sparse.onnx
-    """
-    from sparsify import commands
-
-    out = Output(output_format)
-    data = commands.lower(source, output, tune=tune, layout=layout)
-    out.result(data)
-    views.lower(out, data)
-
-
-@app.command()
-def bench(
-    model_file: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Model to time.")],
-    baseline: Annotated[Path | None, typer.Option(help="The original dense model, as ONNX.")] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1",
-    threads: ThreadsOption = "1",
-    duration: Annotated[float, typer.Option(min=0.05, help="Seconds for each model and setting.")] = 4.0,
-    warmup: Annotated[int, typer.Option(min=0, help="Calls before counting.")] = 5,
-    profile: Annotated[bool, typer.Option("--profile", help="Also time every node.")] = False,
-    require_speedup: Annotated[
-        float | None, typer.Option(help="Exit with 3 when any setting's speedup is below this.")
-    ] = None,
-    output_format: FormatOption = Format.text,
-) -> None:
-    """Time a model beside its dense baseline in the same process, in alternating blocks.
-
-    Example: sparsify bench model.onnx --baseline dense.onnx --batch 1,64 --threads 1,2
-    """
-    from sparsify import commands
-
-    out = Output(output_format)
-    data = commands.bench(
-        model_file,
-        baseline=baseline,
-        batches=numbers(batch, int, "--batch"),
-        threads=numbers(threads, int, "--threads"),
-        duration=duration,
-        warmup=warmup,
-        profile=profile,
-    )
-    out.result(data)
-    views.bench(out, data)
-    commands.require_speedup(data, require_speedup)
-
-
-@app.command(name="bench-layer")
-def bench_layer(
-    linear: Annotated[
-        str | None, typer.Option(metavar="INxOUT", help="A linear layer, e.g. 3072x768.")
-    ] = None,
-    conv: Annotated[
-        str | None, typer.Option(metavar="CxKxRxS@HxW", help="A convolution, e.g. 64x64x3x3@56x56.")
-    ] = None,
-    sparsity: Annotated[str, typer.Option(help="Sparsities, comma-separated.")] = "0.8,0.9",
-    pattern: Annotated[str, typer.Option(help="What masks look like: unstructured.")] = "unstructured",
-    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,64,256",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of both sides.")] = 1,
-    duration: Annotated[float, typer.Option(min=0.05, help="Seconds for each setting.")] = 2.0,
-    output_format: FormatOption = Format.text,
-) -> None:
-    """Time one sparse layer beside ONNX Runtime's dense one, in alternating blocks.
-
-    Example: sparsify bench-layer --linear 3072x768 --sparsity 0.9 --batch 1,64,256
-    """
-    from sparsify import commands
-
-    if (linear is None) == (conv is None):
-        raise typer.BadParameter("give exactly one of --linear and --conv", param_hint="--linear/--conv")
-    out = Output(output_format)
-    data = commands.bench_layer(
-        linear=linear,
-        conv=conv,
-        sparsities=numbers(sparsity, float, "--sparsity"),
-        pattern=pattern,
-        batches=numbers(batch, int, "--batch"),
-        threads=threads,
-        duration=duration,
-    )
-    out.result(data)
-    views.bench_layer(out, data)
+app.command()(lower)
+app.command()(bench)
+app.command(name="bench-layer")(bench_layer)
 
 
 def _show_warning(

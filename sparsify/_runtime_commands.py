@@ -1,0 +1,103 @@
+"""`sparsify lower`, `bench` and `bench-layer`: commands on ONNX files and kernels, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsify import _views as views
+from sparsify._console import Format, Output
+from sparsify._options import FormatOption, ThreadsOption, numbers
+
+
+def lower(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.onnx", help="Any ONNX file with zeros in its weights.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")],
+    tune: Annotated[bool, typer.Option("--tune", help="Decide by measuring on this machine.")] = False,
+    layout: Annotated[str | None, typer.Option(help="Force a layout: csr or dense.")] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Replace nodes of an ONNX file by sparse operators where they are faster.
+
+    Example: sparsify lower pruned.onnx -o sparse.onnx
+    """
+    from sparsify import commands
+
+    out = Output(output_format)
+    data = commands.lower(source, output, tune=tune, layout=layout)
+    out.result(data)
+    views.lower(out, data)
+
+
+def bench(
+    model_file: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Model to time.")],
+    baseline: Annotated[Path | None, typer.Option(help="The original dense model, as ONNX.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1",
+    threads: ThreadsOption = "1",
+    duration: Annotated[float, typer.Option(min=0.05, help="Seconds for each model and setting.")] = 4.0,
+    warmup: Annotated[int, typer.Option(min=0, help="Calls before counting.")] = 5,
+    profile: Annotated[bool, typer.Option("--profile", help="Also time every node.")] = False,
+    require_speedup: Annotated[
+        float | None, typer.Option(help="Exit with 3 when any setting's speedup is below this.")
+    ] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Time a model beside its dense baseline in the same process, in alternating blocks.
+
+    Example: sparsify bench model.onnx --baseline dense.onnx --batch 1,64 --threads 1,2
+    """
+    from sparsify import commands
+
+    out = Output(output_format)
+    data = commands.bench(
+        model_file,
+        baseline=baseline,
+        batches=numbers(batch, int, "--batch"),
+        threads=numbers(threads, int, "--threads"),
+        duration=duration,
+        warmup=warmup,
+        profile=profile,
+    )
+    out.result(data)
+    views.bench(out, data)
+    commands.require_speedup(data, require_speedup)
+
+
+def bench_layer(
+    linear: Annotated[
+        str | None, typer.Option(metavar="INxOUT", help="A linear layer, e.g. 3072x768.")
+    ] = None,
+    conv: Annotated[
+        str | None, typer.Option(metavar="CxKxRxS@HxW", help="A convolution, e.g. 64x64x3x3@56x56.")
+    ] = None,
+    sparsity: Annotated[str, typer.Option(help="Sparsities, comma-separated.")] = "0.8,0.9",
+    pattern: Annotated[str, typer.Option(help="What masks look like: unstructured.")] = "unstructured",
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,64,256",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of both sides.")] = 1,
+    duration: Annotated[float, typer.Option(min=0.05, help="Seconds for each setting.")] = 2.0,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Time one sparse layer beside ONNX Runtime's dense one, in alternating blocks.
+
+    Example: sparsify bench-layer --linear 3072x768 --sparsity 0.9 --batch 1,64,256
+    """
+    from sparsify import commands
+
+    if (linear is None) == (conv is None):
+        raise typer.BadParameter("give exactly one of --linear and --conv", param_hint="--linear/--conv")
+    out = Output(output_format)
+    data = commands.bench_layer(
+        linear=linear,
+        conv=conv,
+        sparsities=numbers(sparsity, float, "--sparsity"),
+        pattern=pattern,
+        batches=numbers(batch, int, "--batch"),
+        threads=threads,
+        duration=duration,
+    )
+    out.result(data)
+    views.bench_layer(out, data)

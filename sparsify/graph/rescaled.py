@@ -30,6 +30,8 @@ class Rescaler:
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
         self._made: dict[tuple[Any, int], SymInt] = {}
+        # The layers of a model repeat a few shapes, and a fake tensor of symbolic sizes takes a millisecond.
+        self._tensors: dict[Any, Tensor] = {}
 
     def example(self, recorded: Any) -> Any:
         """A recorded input with the sizes that it has on the example.
@@ -84,8 +86,13 @@ class Rescaler:
         if same and recorded.dtype == computed.dtype:
             return recorded
         strides = self._strides(sizes, computed)
-        with self._mode:
-            return torch.empty_strided(sizes, strides, dtype=computed.dtype, device=recorded.device)
+        outline = tuple(map(_expression, (*sizes, *strides)))
+        key = (outline, computed.dtype, recorded.device)
+        if key not in self._tensors:
+            with self._mode:
+                made = torch.empty_strided(sizes, strides, dtype=computed.dtype, device=recorded.device)
+            self._tensors[key] = made
+        return self._tensors[key]
 
     def _strides(self, sizes: Sequence[int | SymInt], computed: Tensor) -> list[int | SymInt]:
         """Strides of a tensor without gaps whose dimensions lie in the order of the computed one's."""

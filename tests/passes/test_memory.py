@@ -1,0 +1,51 @@
+"""Beyond the given model and the result, a rewrite holds no more than one copy of the largest tensor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import gc, json, re, sys
+import torch
+from torch import nn
+import sparsify
+
+def resident(key):
+    return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+def model(width, depth):
+    torch.manual_seed(0)
+    inner = [part for _ in range(depth) for part in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), *inner, nn.Linear(width, 4))
+
+def transform(given):
+    options = dict(family=sys.argv[1], init=sys.argv[2], sparsity=0.75)
+    return sparsify.transform(given, (torch.randn(2, 8),), **options)
+
+transform(model(64, 2))
+given = model(1536, 4)
+gc.collect()
+open("/proc/self/clear_refs", "w").write("5")
+before = resident("VmRSS")
+made = transform(given)
+tensors = [*made.parameters(), *made.buffers()]
+sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+print(json.dumps({"extra": resident("VmHWM") - before, "result": sum(sizes), "largest": max(sizes)}))
+"""
+SLACK = 48 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.parametrize(("family", "init"), [("wide", "scratch"), ("masked", "preserve")])
+def test_one_extra_copy_of_the_largest_tensor(family, init):
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, family, init], capture_output=True, text=True, check=True
+    )
+    peak = json.loads(run.stdout.splitlines()[-1])
+    assert peak["extra"] <= peak["result"] + peak["largest"] + SLACK
+    assert peak["extra"] >= 0.9 * peak["result"]
+    assert peak["result"] > peak["largest"] + SLACK or family == "masked"

@@ -23,6 +23,7 @@ from sparsify.train.variants import Variant, Variants
 FIRST_LR = {"adamw": 2.0**-7, "sgd": 2.0**-4}
 _TRIALS = 8
 _LAST = 3
+_TOLERANCE = 0.05
 _MOMENTUM = 0.9
 
 Reading = tuple[dict[str, list[float]], list[float]]
@@ -79,26 +80,35 @@ class Runs:
         self.variants, self.source, self.settings = variants, source, settings
         self.layers = variants.masked_layers()
         self._known: dict[Any, Reading] = {}
+        self._first_loss = math.nan
 
     def find_lr(self) -> None:
-        """Fills in the learning rate: the power of 2 with which the dense model learns most in these steps.
+        """Fills in the learning rate: a large power of 2 with which the dense model still learns well.
 
-        It is about the largest that does not diverge, so that updates outweigh the initial weights.
+        That is the largest whose loss falls by 95 % of what the best one's does, so that updates outweigh the
+        initial weights and nothing diverges.
         """
-        lr = FIRST_LR[self.settings.optimizer]
-        losses = {lr: self._dense_loss(lr)}
+        losses: dict[float, float] = {}
+
+        def loss(lr: float) -> float:
+            if lr not in losses:
+                losses[lr] = self._dense_loss(lr) if len(losses) < _TRIALS else math.inf
+            return losses[lr]
+
+        best = FIRST_LR[self.settings.optimizer]
         for factor in (0.5, 2.0):
-            while len(losses) < _TRIALS:
-                best = min(losses, key=lambda rate: losses[rate])
-                if best * factor in losses:
-                    break
-                losses[best * factor] = self._dense_loss(best * factor)
-        best = min(losses, key=lambda rate: losses[rate])
+            while loss(best * factor) < loss(best):
+                best *= factor
+        highest = losses[best] + _TOLERANCE * abs(self._first_loss - losses[best])
+        while loss(best * 2) <= highest:
+            best *= 2
         self.settings = replace(self.settings, lr=best)
 
     def _dense_loss(self, lr: float) -> float:
+        """Mean loss of the dense model over the last steps; infinite where it is not finite."""
         trial = replace(self.settings, lr=lr)
         losses = self._measure(self.variants.model(Variant(1.0), "sp", 0), 0, trial)[1]
+        self._first_loss = losses[0]
         last = statistics.fmean(losses[-_LAST:])
         return last if math.isfinite(last) else math.inf
 

@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 NATIVE := $(shell find sparsify/runtime/native -type f 2>/dev/null) CMakeLists.txt
 CPP := $(shell find sparsify/runtime/native -name '*.cc' -o -name '*.h' 2>/dev/null)
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test test-coverage check format clean
 
 install: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Every model of the coverage table in every family, sparsity and scope: hours, not minutes.
+test-coverage: install
+	SPARSIFY_COVERAGE=all $(BIN)/python -m pytest tests/coverage --timeout 900
 
 check: install
 	$(BIN)/ruff check .

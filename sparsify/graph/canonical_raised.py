@@ -52,6 +52,9 @@ def with_tensors(
     weight, bias = owners.parameter(weight_node), owners.parameter(bias_node)
     if weight is None or (bias_node is not None and bias is None) or not isinstance(x, Node):
         return None
+    tensor = owners.lifted.tensors[weight]
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return None
     path, weight = owners.owner_of(weight, node)
     if path == weight and _reader_count(node, weight) > 1:
         return None

@@ -12,6 +12,7 @@ import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.nn import Parameter
 
 from sparsify.errors import Refusal
 from sparsify.graph.poly import Poly, product
@@ -99,6 +100,7 @@ class Dimensions:
         tensors: Dimensions of each parameter, and of each buffer that follows one, by identity.
         data: Nodes whose values depend on the model's inputs.
         refusals: What no rule could explain.
+        measured: What nodes compute on the example whose sizes depend on values.
     """
 
     def __init__(self, module: GraphModule, data: frozenset[Node]) -> None:
@@ -109,6 +111,7 @@ class Dimensions:
         self.tensors: dict[int, Dims] = {}
         self.data = data
         self.refusals: list[Refusal] = []
+        self.measured: dict[Node, Any] = {}
         self._expressions: dict[Any, Poly] = {}
         self._opaque_sizes: dict[str, Any] = {}
         self._symbol_probes: dict[Any, int] = {}
@@ -136,6 +139,8 @@ class Dimensions:
         known = self.tensors.get(id(tensor))
         if known is None:
             known = self.tensors[id(tensor)] = tuple(self.widths.fresh(int(size)) for size in tensor.shape)
+            if isinstance(tensor, Parameter) and not tensor.is_floating_point():
+                self.pin(known, f"its weight has the type {str(tensor.dtype).removeprefix('torch.')}")
         return known
 
     def unify(self, left: Poly, right: Poly, node: Node) -> Poly:

@@ -19,6 +19,7 @@ from sparsify.graph.flops import node_flops
 from sparsify.graph.following import NOTHING, Following, common, following
 from sparsify.graph.layers import Layer, layers_of, products_besides
 from sparsify.graph.layout import Layout
+from sparsify.graph.measured import data_dependent, measure
 from sparsify.graph.poly import Poly
 from sparsify.graph.roles import batch_norm_follows, residual_additions, roles
 from sparsify.graph.traced import Traced
@@ -54,7 +55,8 @@ class LayerFacts:
     Attributes:
         fqn: Path of the module.
         kind: ``linear``, ``conv1d``, ``conv2d``, ``conv3d``, ``conv_transpose1d``, … or ``embedding``.
-        role: ``input``, ``hidden``, ``readout``, ``depthwise``, ``grouped``, ``transposed`` or ``embedding``.
+        role: ``input``, ``hidden``, ``readout``, ``depthwise``, ``grouped``, ``transposed``, ``embedding``,
+            or ``dtype`` where the weight is complex or integer.
         weight: Path of the weight parameter.
         dims: Shape of the weight over width symbols.
         flops: FLOPs at density 1 and the example's shapes, over width symbols.
@@ -126,7 +128,10 @@ def facts(traced: Traced) -> Facts:
     follow_baked_values(dimensions)
     shapes = _shapes(module, dimensions)
     inputs = example_inputs(traced)
-    runtime = dimensions.runtime_sizes(inputs)
+    unknown = data_dependent(module)
+    if unknown:
+        dimensions.measured = measure(module, unknown, [example for _, example in inputs])
+    runtime = dimensions.runtime_sizes([*inputs, *dimensions.measured.items()])
     settle(dimensions, shapes.values())
     check_two_widths(dimensions, shapes, inputs, runtime)
     return _Assembly(dimensions, shapes, runtime).facts()
@@ -286,6 +291,8 @@ class _Assembly:
         return groups if isinstance(groups, int) else 1
 
     def _sort(self, layer: Layer, node: Node) -> str:
+        if not self._module.get_parameter(layer.weight).is_floating_point():
+            return "dtype"
         if layer.kind == "embedding":
             return "embedding"
         groups = self._convolution_groups(layer, node)

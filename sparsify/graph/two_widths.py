@@ -101,13 +101,17 @@ def _first_failure(
                 literals.setdefault(node, {})[path] = value
     given = [example for _, example in inputs]
     try:
-        run_fake(Metas(dimensions.module, widened), given, literals, watch)
+        run_fake(Metas(dimensions.module, widened), given, literals, watch, dimensions.measured)
         return None
     except (ShapeMismatchError, _UnexpectedShapeError):
         pass  # the meta device knows fewer operators: fake tensors have the last word
     try:
         run_fake(
-            Fakes(dimensions.module, FakeTensorMode(), widened, device_of(given)), given, literals, watch
+            Fakes(dimensions.module, FakeTensorMode(), widened, device_of(given)),
+            given,
+            literals,
+            watch,
+            dimensions.measured,
         )
     except ShapeMismatchError as failure:
         return failure.node, "cannot run"

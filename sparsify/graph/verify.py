@@ -217,6 +217,7 @@ def run_fake(
     inputs: Sequence[Any],
     literals: Mapping[Node, Mapping[tuple[int | str, ...], int]],
     watch: Watch,
+    known: Mapping[Node, Any] | None = None,
 ) -> None:
     """Interprets a graph on fake tensors.
 
@@ -225,6 +226,7 @@ def run_fake(
         inputs: One value for each placeholder.
         literals: Sizes to use in place of those baked into nodes.
         watch: Sees each node and what it computed.
+        known: Results of nodes that fake tensors cannot compute, since their sizes depend on values.
 
     Raises:
         ShapeMismatchError: a node cannot run on the shapes it gets.
@@ -238,6 +240,8 @@ def run_fake(
                 break
             if node.op == "placeholder":
                 value = fakes.tensor(next(pending))
+            elif known is not None and node in known:
+                value = fakes.tensor(known[node])
             else:
                 value = _run_node(node, fakes, environment, literals.get(node, {}))
             environment[node] = value = fakes.result(value)

@@ -20,6 +20,10 @@ ROLE_REFUSALS = {
     "readout": ("readout", "produces a model output: it stays dense"),
     "depthwise": ("depthwise", "depthwise convolution: few weights and no fan-in to thin out, stays dense"),
     "transposed": ("transposed", "transposed convolution: stays dense, and follows the widths around it"),
+    "dtype": (
+        "dtype",
+        "only real floating-point weights are transformed, and this one is complex or integer",
+    ),
     "embedding": ("embedding", "a table look-up has no FLOPs to save"),
 }
 

@@ -60,10 +60,10 @@ SparseFactorsOption = Annotated[
     str, typer.Option(help="Which factors of a factorized layer are masked: both or first.")
 ]
 BranchNonlinearityOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="In branches, or between two factors: auto (what follows the layer), none, norm, relu, gelu, "
-        "silu, tanh, norm+relu, norm+gelu or norm+silu."
+        "silu, tanh, norm+relu, norm+gelu or norm+silu; auto if not given, none where weights are preserved."
     ),
 ]
 MultipleOption = Annotated[

@@ -140,7 +140,7 @@ def transform(
     ] = None,
     heads: HeadsOption = None,
     sparse_factors: SparseFactorsOption = "both",
-    branch_nonlinearity: BranchNonlinearityOption = "auto",
+    branch_nonlinearity: BranchNonlinearityOption = None,
     multiple: MultipleOption = None,
     init: Annotated[
         str, typer.Option(help="scratch: new weights; preserve: keep the given ones.")
@@ -191,11 +191,10 @@ def transform(
         "keep_dense": tuple(keep_dense or ()),
         "only": tuple(only or ()),
         "sparse_factors": sparse_factors,
-        "branch_nonlinearity": branch_nonlinearity,
         "multiple": multiple,
-        **({} if heads is None else {"heads": heads}),
-        **({} if distribution is None else {"distribution": distribution}),
     }
+    given = {"heads": heads, "distribution": distribution, "branch_nonlinearity": branch_nonlinearity}
+    planned |= {name: value for name, value in given.items() if value is not None}
     data = commands.transform(
         model_file,
         output,

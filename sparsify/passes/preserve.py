@@ -97,11 +97,13 @@ def plan_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a plan for given weights, where the user does not say otherwise.
 
     Every layer has as many weights as in the dense model, and with `scope="inner"` heads do not grow: then
-    all old weights find a place.
+    all old weights find a place. Branches and factors are linear, since others cannot hold given weights.
     """
     chosen = {"distribution": "as-dense", **options}
     if chosen.get("scope") == "inner":
         chosen.setdefault("heads", False)
+    if chosen.get("family") in ("parallel", "factorized", "auto"):
+        chosen.setdefault("branch_nonlinearity", "none")
     return chosen
 
 

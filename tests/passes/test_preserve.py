@@ -273,8 +273,15 @@ class TestDropIn:
 
     @pytest.mark.parametrize("family", ["parallel", "factorized"])
     def test_a_nonlinearity_inside_is_refused_with_the_reason(self, family):
+        options = {"family": family, "sparsity": 0.5, "branch_nonlinearity": "auto"}
         with pytest.raises(UserError, match="no choice of weights makes it the dense layer"):
-            _kept(_network(), torch.randn(2, 3, 6, 6), family=family, sparsity=0.5)
+            _kept(_network(), torch.randn(2, 3, 6, 6), **options)
+
+    def test_linear_branches_are_the_default(self):
+        model, x = _network(), torch.randn(2, 3, 6, 6)
+        made = _kept(model, x, family="parallel", sparsity=0.5)
+        assert {layer.family for layer in made.sparsify.plan.layers} >= {"parallel"}
+        assert made.sparsify.preserve["outputs"]["max_abs"] < 1e-5
 
     @pytest.mark.parametrize("sparsity", [0.5, 0.75, 0.9])
     def test_doped_and_factorized_layers_are_closer_than_pruning(self, sparsity):

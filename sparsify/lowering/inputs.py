@@ -11,6 +11,7 @@ import onnx
 
 from sparsify.errors import UserError
 from sparsify.lowering.graph import Dim, Graph
+from sparsify.runtime.feeds import draw, smallest_table
 
 Array = np.ndarray
 
@@ -20,7 +21,6 @@ SIZES: tuple[tuple[int, int], ...] = ((2, 16), (1, 16), (1, 64), (1, 224), (1, 1
 TUNED_SIZES = (1, 128)
 """Sizes of symbolic dimensions that speed is measured at."""
 
-_THROUGH = ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Slice", "Expand")
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -32,8 +32,7 @@ _ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 def random_inputs(graph: Graph, *, batch: int = 2, other: int = 16, seed: int = 0) -> dict[str, Array]:
     """Draws one input for every graph input without a default.
 
-    Floats are standard normal; integers that index a table lie below the smallest table they reach;
-    other integers and booleans are ones, as masks are.
+    What is drawn, `runtime.feeds.draw` says.
 
     Args:
         graph: The indexed graph.
@@ -59,9 +58,9 @@ def random_inputs(graph: Graph, *, batch: int = 2, other: int = 16, seed: int = 
             _size(dim, position, symbols, batch, other)
             for position, dim in enumerate(graph.shapes.get(value.name, ()))
         ]
-        values[value.name] = _draw(
-            graph, value.name, onnx.helper.tensor_dtype_to_np_dtype(kind), shape, generator
-        )
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+        entries = smallest_table(graph.model, value.name, graph.shapes)
+        values[value.name] = draw(value.name, dtype, shape, entries, generator)
     return values
 
 
@@ -96,41 +95,6 @@ def _known_size(dim: Dim, symbols: Mapping[str, int]) -> int | None:
         return _evaluate(tree.body, dict(symbols), 0) if names <= set(symbols) else None
     except (SyntaxError, ValueError):
         return None
-
-
-def _draw(
-    graph: Graph, name: str, dtype: np.dtype, shape: list[int], generator: np.random.Generator
-) -> Array:
-    if dtype.kind not in "iub":
-        return generator.standard_normal(shape, dtype=np.float32).astype(dtype)
-    rows = _smallest_table(graph, name)
-    if rows is None or dtype.kind == "b":
-        return np.ones(shape, dtype=dtype)
-    return generator.integers(0, rows, shape).astype(dtype)
-
-
-def _smallest_table(graph: Graph, name: str) -> int | None:
-    found: list[int] = []
-    pending, seen = [name], {name}
-    while pending:
-        current = pending.pop()
-        for index in graph.consumers.get(current, []):
-            node = graph.nodes[index] if index >= 0 else None
-            if node is None:
-                continue
-            if node.op_type == "Gather" and node.input[1] == current:
-                found.extend(_rows(graph, node))
-            elif node.op_type in _THROUGH and node.input[0] == current and node.output[0] not in seen:
-                seen.add(node.output[0])
-                pending.append(node.output[0])
-    return min(found, default=None)
-
-
-def _rows(graph: Graph, node: onnx.NodeProto) -> list[int]:
-    axis = next((item.i for item in node.attribute if item.name == "axis"), 0)
-    shape = graph.shapes.get(node.input[0], ())
-    size = shape[axis] if -len(shape) <= axis < len(shape) else None
-    return [size] if isinstance(size, int) else []
 
 
 def _size(dim: Dim, position: int, symbols: dict[str, int], batch: int, other: int) -> int:

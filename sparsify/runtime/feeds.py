@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from onnx import helper
 from sparsify.errors import UserError
 
 DEFAULT_SIZE = 128
+_THROUGH = ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Slice", "Expand")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -20,8 +21,8 @@ def make_feeds(
 ) -> dict[str, Array]:
     """Random inputs of a given batch size.
 
-    Floats are standard normal. Integers are valid indices where they are looked up in a table; masks are
-    ones, positions count up, and other integers are zeros.
+    Floats are standard normal. Integers are valid indices where they are looked up in a table; positions
+    count up, masks and other integers are ones.
 
     Args:
         model: The model; external data need not be loaded.
@@ -70,28 +71,52 @@ def _values(
     value: onnx.ValueInfoProto, shape: list[int], model: onnx.ModelProto, rng: np.random.Generator
 ) -> Array:
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
-    name = value.name.lower()
-    if dtype.kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
-    if dtype.kind == "b" or "mask" in name:
-        return np.ones(shape, dtype)
-    if dtype.kind not in "iu":
+    if dtype.kind not in "fbiu":
         raise UserError(f"input {value.name!r} is of type {dtype}: inputs can be made up for numbers only")
-    entries = _table_size(model, value.name)
-    if "position" in name:
+    sizes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    return draw(value.name, dtype, shape, smallest_table(model, value.name, sizes), rng)
+
+
+def draw(
+    name: str, dtype: np.dtype[Any], shape: Sequence[int], entries: int | None, rng: np.random.Generator
+) -> Array:
+    """Values for one input.
+
+    Args:
+        name: Its name; one with "mask" or "position" in it says what the integers are.
+        dtype: Its type, of a number or bool.
+        shape: Its shape.
+        entries: Entries of the table that it is looked up in, if it is.
+        rng: Source of random numbers.
+
+    Returns:
+        Standard normal floats; ones for masks and for integers that are no index; positions that count up;
+        other integers below `entries`.
+    """
+    if dtype.kind not in "iub":
+        return rng.standard_normal(shape, dtype=np.float32).astype(dtype)
+    if dtype.kind == "b" or "mask" in name.lower():
+        return np.ones(shape, dtype)
+    if "position" in name.lower() and shape:
         return np.broadcast_to(np.arange(shape[-1]) % (entries or shape[-1]), shape).astype(dtype)
-    return rng.integers(0, entries or 1, shape).astype(dtype)
+    return np.ones(shape, dtype) if entries is None else rng.integers(0, entries, shape).astype(dtype)
 
 
-def _table_size(model: onnx.ModelProto, name: str) -> int | None:
-    """Entries of the smallest table that an integer input is looked up in, through casts."""
-    tables = {tensor.name: int(tensor.dims[0]) for tensor in model.graph.initializer if tensor.dims}
+def smallest_table(model: onnx.ModelProto, name: str, sizes: Mapping[str, Sequence[Any]]) -> int | None:
+    """Entries of the smallest table that an integer input is looked up in, through casts and reshapes.
+
+    Args:
+        model: The model, its nodes in order of execution.
+        name: The input.
+        sizes: Shapes of values that may be tables.
+    """
     names, found = {name}, []
     for node in model.graph.node:
-        if node.op_type in ("Cast", "Identity") and node.input[0] in names:
+        if node.op_type in _THROUGH and node.input[0] in names:
             names.add(node.output[0])
-        elif node.op_type == "Gather" and node.input[1] in names and node.input[0] in tables:
+        elif node.op_type == "Gather" and node.input[1] in names:
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-            if axis == 0:
-                found.append(tables[node.input[0]])
+            shape = sizes.get(node.input[0], ())
+            size = shape[axis] if -len(shape) <= axis < len(shape) else None
+            found += [int(size)] if isinstance(size, int) else []
     return min(found, default=None)

@@ -31,7 +31,7 @@ def on_meta(depth: int) -> Traced:
 
 @pytest.fixture(scope="module")
 def traces() -> dict[int, Traced]:
-    return {depth: on_meta(depth) for depth in (2, 4, 8)}
+    return {depth: on_meta(depth) for depth in (1, 2, 4)}
 
 
 def counted(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
@@ -61,12 +61,12 @@ def counted(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def test_work_grows_as_the_nodes_do(traces, monkeypatch):
     counts = {depth: counted(traced, monkeypatch) for depth, traced in traces.items()}
-    assert counts[2].keys() == counts[8].keys()
+    assert counts[1].keys() == counts[4].keys()
     assert len(counts[2]) == 6
     for name in counts[2]:
-        # Between 2, 4 and 8 layers, the second step is twice the first where cost is linear.
-        first, second = counts[4][name] - counts[2][name], counts[8][name] - counts[4][name]
-        assert second <= 2.1 * first, f"{name}: {[counts[depth][name] for depth in (2, 4, 8)]}"
+        # Between 1, 2 and 4 layers, the second step is twice the first where cost is linear.
+        first, second = counts[2][name] - counts[1][name], counts[4][name] - counts[2][name]
+        assert second <= 2.1 * first, f"{name}: {[counts[depth][name] for depth in (1, 2, 4)]}"
 
 
 def test_a_model_on_the_meta_device_is_planned_and_rewritten(traces):

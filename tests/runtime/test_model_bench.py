@@ -147,7 +147,7 @@ def test_made_up_inputs_are_valid_for_what_reads_them():
     assert set(np.unique(feeds["input_ids"])) == set(range(7))
     assert feeds["position_ids"][2].tolist() == list(range(150))
     assert feeds["attention_mask"].all()
-    assert not feeds["token_type_ids"].any()
+    assert feeds["token_type_ids"].all()
     assert feeds["image"].shape == (3, 3, 150, 128)
     assert feeds["image"].dtype == np.float32
     assert make_feeds(_text_model(), 1)["input_ids"].shape == (1, 128)

@@ -112,6 +112,8 @@ class Initialise(Pass):
             return
         scaled = std * self.context.scaling[name].init_std
         parameter.normal_(0.0, scaled, generator=self._generator(name, parameter))
+        # A draw can be 0 exactly; what counts non-zero weights would miss it.
+        parameter.masked_fill_(parameter == 0, scaled)
 
     def _generator(self, name: str, parameter: Tensor) -> torch.Generator:
         return generator(self.context.seed, "init", name, parameter.device)

@@ -11,7 +11,7 @@ from tests.coverage.rows import Row
 
 NAMED: tuple[Row, ...] = (*written_rows.ROWS, *vision_rows.NAMED, *language_rows.NAMED)
 MORE: tuple[Row, ...] = (*vision_rows.MORE, *language_rows.MORE)
-FAMILIES = ("wide",)
+FAMILIES = ("wide", "parallel", "factorized", "doped")
 SPARSITIES = (0.5, 0.75, 0.9)
 SCOPES = ("all", "inner")
 EVERYTHING = os.environ.get("SPARSIFY_COVERAGE") == "all"
@@ -49,6 +49,19 @@ def combinations() -> list[Combination]:
     if EVERYTHING:
         return [Combination(row, *pattern) for row in (*NAMED, *MORE) for pattern in _PATTERN]
     return [Combination(row, *_PATTERN[index % len(_PATTERN)]) for index, row in enumerate(NAMED)]
+
+
+_STORED = ("shufflenet", "generator", "recommender", "raw-parameters", "convnext", "bert")
+"""Rows whose result is stored, compiled and exported by default: small ones, one or two of each kind."""
+
+
+def stored() -> list[Combination]:
+    """Combinations at the default sparsity for the slow stages: every row and family, or a few small ones."""
+    every = [Combination(row, family, 0.75, "all") for row in rows() for family in FAMILIES]
+    if EVERYTHING:
+        return [one for one in every if not one.nothing]
+    few = [one for one in every if one.row.name in _STORED]
+    return [one for index, one in enumerate(few) if index % 5 == 0]
 
 
 def rows(share: int = 1, offset: int = 0) -> list[Row]:

@@ -127,10 +127,10 @@ MORE = (
         "dpt",
         hf(
             "DPTForDepthEstimation",
-            backbone_out_indices=[0, 0, 1, 1],
+            backbone_out_indices=[0, 1, 2, 3],
             neck_hidden_sizes=[8, 8, 16, 16],
             fusion_hidden_size=16,
-            **settings(_VIT),
+            **settings(_VIT, num_hidden_layers=4),
         ),
         pixels(),
     ),
@@ -147,7 +147,7 @@ MORE = (
             image_size=32,
             width_coefficient=0.25,
             depth_coefficient=0.3,
-            hidden_dim=64,
+            hidden_dim=320,
         ),
         pixels(),
     ),
@@ -166,7 +166,7 @@ MORE = (
     ),
     Row(
         "cvt",
-        hf("CvtForImageClassification", embed_dim=[16, 32, 64], num_heads=[1, 2, 4], depth=[1, 1, 2]),
+        hf("CvtForImageClassification", embed_dim=[16, 32, 64], num_heads=[1, 2, 4], depth=[1, 2, 3]),
         pixels(64),
     ),
     Row(
@@ -246,7 +246,6 @@ MORE = (
         ),
         pixels(64),
     ),
-    Row("vit-mae-decoder", hf("ViTMAEModel", mask_ratio=0.0, **_VIT), pixels()),
     Row(
         "detr",
         hf(

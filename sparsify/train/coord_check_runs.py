@@ -23,7 +23,7 @@ from sparsify.train.variants import Variant, Variants
 FIRST_LR = {"adamw": 2.0**-7, "sgd": 2.0**-4}
 _TRIALS = 8
 _LAST = 3
-_TOLERANCE = 0.05
+_TOLERANCE = 0.02
 _MOMENTUM = 0.9
 
 Reading = tuple[dict[str, list[float]], list[float]]
@@ -85,7 +85,7 @@ class Runs:
     def find_lr(self) -> None:
         """Fills in the learning rate: a large power of 2 with which the dense model still learns well.
 
-        That is the largest whose loss falls by 95 % of what the best one's does, so that updates outweigh the
+        That is the largest whose loss falls by 98 % of what the best one's does, so that updates outweigh the
         initial weights and nothing diverges.
         """
         losses: dict[float, float] = {}

@@ -69,6 +69,7 @@ class Variants:
         self.density_exponent = density_exponent
         self._options = dict(plan_options or {})
         self._plans: dict[Variant, Plan] = {}
+        self._scalings: dict[tuple[Variant, Parameterization], Scaling] = {}
 
     @cached_property
     def facts(self) -> Facts:
@@ -105,13 +106,15 @@ class Variants:
         self, variant: Variant, parameterization: Parameterization, rules: Sequence[str] = RULES
     ) -> Scaling:
         """The multipliers that `model` uses; equal ones make equal models."""
-        fitted = fit(self.plan(variant), self.facts, ties=self.traced.ties)
-        whole = scaling_table(
-            tensor_facts(self.traced, self.facts, fitted),
-            parameterization=parameterization,
-            density_exponent=1.0 if self.density_exponent is None else self.density_exponent,
-        )
-        return without(whole, _off(rules))
+        key = (variant, parameterization)
+        if key not in self._scalings:
+            fitted = fit(self.plan(variant), self.facts, ties=self.traced.ties)
+            self._scalings[key] = scaling_table(
+                tensor_facts(self.traced, self.facts, fitted),
+                parameterization=parameterization,
+                density_exponent=1.0 if self.density_exponent is None else self.density_exponent,
+            )
+        return without(self._scalings[key], _off(rules))
 
     def model(
         self,

@@ -86,7 +86,7 @@ def test_the_learning_rate_that_is_found_is_large_and_learns(traced, digits, who
         one = check(traced, digits, parameterizations=["sp"], **options).losses["sp"][0][0]
         losses[factor] = sum(one[-3:]) / 3
     fall = {factor: (one[0] - loss) / (one[0] - min(losses.values())) for factor, loss in losses.items()}
-    assert fall[1] >= 0.95 > fall[2]
+    assert fall[1] >= 0.98 > fall[2]
 
 
 def test_the_result_is_json_and_the_plot_is_written(traced, digits, tmp_path):

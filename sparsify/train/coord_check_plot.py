@@ -61,7 +61,7 @@ def plot_check(
     rules = ", ".join(settings["rules"]) or "none"
     figure.suptitle(
         f"coordinate check ({mode}): {settings['optimizer']}, lr {settings['lr']:.4g}, rules {rules}, "
-        f"{settings['data']}",
+        f"{settings['data']}; dark: first layers",
         fontsize=10,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

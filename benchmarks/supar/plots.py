@@ -21,7 +21,7 @@ def rates(rows: Sequence[Row], path: Path) -> None:
     densities = sorted({row.density for row in rows}, reverse=True)
     colours = dict(zip(densities, _shades(len(densities)), strict=True))
     figure = Figure(figsize=(1 + 3.3 * len(labels), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(labels), sharex=True, sharey=True, squeeze=False)[0]
     for panel, label in zip(panels, labels, strict=True):
         shown = [row for row in rows if row.label == label]
         for row in sorted(shown, key=lambda row: -row.density):
@@ -34,7 +34,7 @@ def rates(rows: Sequence[Row], path: Path) -> None:
                 marker=".",
                 linewidth=1.2,
                 capsize=2,
-                label=f"density 1/{1 / row.density:g}",
+                label=f"density {fraction(row.density)}",
             )
             panel.plot(row.curve.best, points[row.curve.best].mean, "*", color=colour, markersize=12)
         panel.axvline(shown[0].base.best, color="0.6", linewidth=0.8, linestyle=":")
@@ -64,8 +64,11 @@ def optima(rows: Sequence[Row], path: Path) -> None:
         moved = [row for row in shown if row.base.best in row.curve.points]
         given = [row.curve.points[row.base.best] for row in moved]
         _losses(right, [row.density for row in moved], given, style, f"{label}, the base's LR")
+    ticks = sorted({row.density for row in rows})
     for panel in (left, right):
         panel.set_xscale("log", base=2)
+        panel.set_xticks(ticks, [fraction(density) for density in ticks])
+        panel.minorticks_off()
         panel.invert_xaxis()
         panel.set_xlabel("density")
         panel.grid(alpha=0.25)
@@ -80,6 +83,11 @@ def _losses(
 ) -> None:
     means, spreads = [point.mean for point in points], [point.spread or 0.0 for point in points]
     panel.errorbar(densities, means, spreads, capsize=2, linewidth=1.2, label=label, **style)
+
+
+def fraction(density: float) -> str:
+    """A density as 1 or 1/n."""
+    return "1" if density == 1 else f"1/{1 / density:g}"
 
 
 def _shades(count: int) -> list[Any]:

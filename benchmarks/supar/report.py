@@ -11,6 +11,7 @@ from typing import Any
 
 import cnn
 import plots
+import tables
 import torch
 from corpus import corpus
 from curves import Curve
@@ -148,7 +149,9 @@ def write(
             plots.rates(rows_, folder / f"{name}_rates.png")
             plots.optima(rows_, folder / f"{name}_optima.png")
     if document is not None and document.exists():
-        _refresh(document, {name: table(rows_) for name, rows_ in found.items()})
+        written = {name: tables.cells(rows_) for name, rows_ in found.items()}
+        written |= {f"{name} losses": tables.losses(rows_) for name, rows_ in found.items()}
+        _refresh(document, written | {"tune": tables.tuning(size, ledger)})
     return summary
 
 
@@ -160,29 +163,9 @@ def _largest_shifts(found: list[Row]) -> dict[str, int]:
     return shifts
 
 
-def table(found: Sequence[Row]) -> str:
-    """Markdown: best rates and losses, a line for each cell."""
-    lines = [
-        "| density | | best LR | parabola | shift | loss there | loss at the base's LR | seeds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in sorted(found, key=lambda row: -row.density):
-        curve = row.curve
-        best, given = curve.points[curve.best], curve.points.get(row.base.best)
-        lines.append(
-            f"| {_fraction(row.density)} | {row.label} | 2^{curve.best} | 2^{curve.optimum:.1f} "
-            f"| {row.shift:+d} | {best} | {given or 'not run'} | {best.seeds} |"
-        )
-    return "\n".join(lines)
-
-
-def _fraction(density: float) -> str:
-    return "1" if density == 1 else f"1/{1 / density:g}"
-
-
-def _refresh(document: Path, tables: dict[str, str]) -> None:
+def _refresh(document: Path, written: dict[str, str]) -> None:
     text = document.read_text()
-    for part, content in tables.items():
+    for part, content in written.items():
         head, mark, rest = text.partition(f"<!-- table: {part} -->\n")
         if mark:
             text = f"{head}{mark}\n{content}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"

@@ -28,6 +28,8 @@ class Size:
         wide: Sparsities on the iso-FLOP diagonal.
         rigl: Densities under RigL.
         cnn: Densities of the CNN.
+        longer: Densities trained longer.
+        times: How much longer.
         seeds: Seeds around every optimum.
         axes: What is tuned of the base, one after the other, in factors of 2.
         start: log2 of the first learning rate of the tuning.
@@ -43,6 +45,8 @@ class Size:
     wide: tuple[float, ...] = (0.5, 0.75, 0.875)
     rigl: tuple[float, ...] = (1 / 4, 1 / 16)
     cnn: tuple[float, ...] = (1 / 4, 1 / 16)
+    longer: tuple[float, ...] = (1 / 32, 1 / 8)
+    times: int = 4
     seeds: int = SEEDS
     axes: tuple[str, ...] = ("sigma", "alpha_in", "alpha_out")
     start: int = -8
@@ -59,6 +63,8 @@ QUICK = Size(
     wide=(0.75,),
     rigl=(1 / 4,),
     cnn=(1 / 4,),
+    longer=(1 / 4,),
+    times=2,
     seeds=1,
     axes=(),
     start=-4,
@@ -143,6 +149,17 @@ def wide_cells(size: Size, bases: Bases) -> list[Cell]:
     ]
 
 
+def longer_bases(size: Size, bases: Bases) -> dict[str, Cell]:
+    """The bases by parameterization, trained longer; μP is left out."""
+    return {kind: replace(bases.of(kind), steps=size.times * size.steps) for kind in ("supar", "sp")}
+
+
+def longer_cells(size: Size, bases: Bases) -> list[Cell]:
+    """Cells of the grid that are trained longer, without their bases."""
+    own = longer_bases(size, bases)
+    return [base.at(density, kind) for density in size.longer for kind, base in own.items()]
+
+
 def rigl_cells(size: Size, bases: Bases, gammas: tuple[float, ...] = (1.0, 0.5)) -> list[Cell]:
     """RigL at every density: SμPar of every γ, and μP, which is γ = 0."""
     cells = []
@@ -220,6 +237,16 @@ def rigl(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
     return _curves(given | dict.fromkeys(cells, bases.mup), ledger, effort)
 
 
+def longer(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
+    """Part 8: whether parts 2 and 3 come from the shortness of the runs. One seed."""
+    own = longer_bases(size, bases)
+    effort = efforts(size)[0]
+    missing = _curves({base: bases.of(kind) for kind, base in own.items()}, ledger, effort)
+    if missing:
+        return missing
+    return _curves({cell: own[cell.parameterization] for cell in longer_cells(size, bases)}, ledger, effort)
+
+
 def fitted_gamma(size: Size, bases: Bases, ledger: Ledger) -> float:
     """γ that would keep the optimum where the base's is, from μP's drift under RigL.
 
@@ -243,8 +270,8 @@ def cnn(size: Size, ledger: Ledger, effort: Effort) -> list[Run]:
     return missing or _curves(dict.fromkeys(cnn_cells(size), base), ledger, effort)
 
 
-PARTS = ("tune", "grid", "wide", "rigl", "cnn")
-_OF_GPTS = {"grid": grid, "wide": wide, "rigl": rigl}
+PARTS = ("tune", "grid", "wide", "rigl", "cnn", "longer")
+_OF_GPTS = {"grid": grid, "wide": wide, "rigl": rigl, "longer": longer}
 
 
 def missing_runs(size: Size, ledger: Ledger, part: str | None = None) -> Iterator[Run]:

@@ -16,7 +16,19 @@ import torch
 from corpus import corpus
 from curves import Curve
 from ledger import Cell, Ledger
-from parts import Bases, Size, cnn_base, cnn_cells, fitted_gamma, grid_cells, rigl_cells, tuned, wide_cells
+from parts import (
+    Bases,
+    Size,
+    cnn_base,
+    cnn_cells,
+    fitted_gamma,
+    grid_cells,
+    longer_bases,
+    longer_cells,
+    rigl_cells,
+    tuned,
+    wide_cells,
+)
 
 NAMES = {"supar": "SμPar", "mup": "μP", "sp": "SP"}
 
@@ -77,6 +89,10 @@ def collect(size: Size, ledger: Ledger) -> tuple[Bases | None, dict[str, list[Ro
         cells = [(NAMES[kind], own[kind], own[kind]) for kind in NAMES]
         cells += [(_name(c), c, own[c.parameterization]) for c in wide_cells(size, bases)]
         found["wide"] = rows(cells, ledger)
+        own = longer_bases(size, bases)
+        cells = [(NAMES[kind], base, base) for kind, base in own.items()]
+        cells += [(_name(c), c, own[c.parameterization]) for c in longer_cells(size, bases)]
+        found["longer"] = rows(cells, ledger)
         found["rigl"] = rows(_rigl_cells(size, bases, ledger), ledger)
     base = cnn_base(size)
     cells = [("dense", base, base)] + [(_cnn_name(cell), cell, base) for cell in cnn_cells(size)]

@@ -164,8 +164,9 @@ def _dropout(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | 
         kind = _FEATURE_DROPOUTS.get(value(x).ndim)
     if kind is None:
         return None
-    path = owners.place_free(path_inside(node, "dropout"), owned(kind, {"p": float(bound["p"])}, []))
-    return Raised(path, (x,))
+    base = path_inside(node, "dropout")
+    p = float(record.get(base, {}).get("dropout", bound["p"]))
+    return Raised(owners.place_free(base, owned(kind, {"p": p}, [])), (x,))
 
 
 def _attention(node: Node, owners: Owners, record: Mapping[str, Any]) -> Raised | None:

@@ -25,15 +25,15 @@ from sparsify.graph.modules import ScaledDotProductAttention
 aten = torch.ops.aten
 RULE = "training-mode"
 
-_SWITCHED = {
+_DROPOUTS = {
     aten.dropout.default,
     aten.dropout_.default,
     aten.feature_dropout.default,
     aten.feature_dropout_.default,
     aten.alpha_dropout.default,
     aten.alpha_dropout_.default,
-    aten.batch_norm.default,
 }
+_SWITCHED = _DROPOUTS | {aten.batch_norm.default}
 _IMMATERIAL = {aten.contiguous.default, aten.clone.default, aten.sym_size.int}
 _OWN = ("torch.nn.", "torch.fx.", "sparsify.graph.")
 _BRANCHING: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.RReLU, nn.TransformerEncoderLayer)
@@ -105,7 +105,29 @@ def align(evaluated: ExportedProgram, trained: ExportedProgram) -> tuple[dict[st
                 p = float(arguments(node)["dropout_p"])
                 if p > 0:
                     record[path_inside(node, "sdpa")] = {"attention_dropout": p}
+        _dropouts(evals, trains, record, refusals)
     return record, refusals
+
+
+def _dropouts(evals: list[Node], trains: list[Node], record: dict[str, Any], refusals: list[Refusal]) -> None:
+    """Notes probabilities that code passes in training mode only, where all calls at one path agree."""
+    pairs = [pair for pair in zip(evals, trains, strict=True) if pair[1].target in _DROPOUTS]
+    if all(_probability(old) == _probability(new) for old, new in pairs):
+        return
+    found: dict[str, set[float]] = defaultdict(set)
+    for _, node in pairs:
+        found[path_inside(node, "dropout")].add(_probability(node))
+    for path, probabilities in found.items():
+        if len(probabilities) == 1:
+            record[path] = {"dropout": next(iter(probabilities))}
+        else:
+            shown = ", ".join(f"{p:g}" for p in sorted(probabilities))
+            reason = f"its calls of dropout have different probabilities in training mode only ({shown})"
+            refusals.append(Refusal(path, RULE, f"{reason}; use nn.Dropout modules"))
+
+
+def _probability(node: Node) -> float:
+    return float(arguments(node)["p"])
 
 
 def _calls(ep: ExportedProgram) -> Mapping[str, list[Node]]:

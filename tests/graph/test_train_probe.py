@@ -119,3 +119,28 @@ def test_a_language_model_is_captured_once(monkeypatch):
     assert len(captures) == 1
     assert traced.train_record == {"model.layers.0.self_attn.sdpa": {"attention_dropout": 0.1}}
     assert not traced.refusals
+
+
+class _DropsWhileTraining(nn.Module):
+    def __init__(self, *probabilities: float) -> None:
+        super().__init__()
+        self.fc, self.probabilities = nn.Linear(4, 4), probabilities
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for p in self.probabilities:
+            x = F.dropout(self.fc(x), p=p if self.training else 0.0, training=self.training)
+        return x
+
+
+def test_a_probability_given_in_training_mode_only_is_kept() -> None:
+    traced = tracing.trace(nn.Sequential(_DropsWhileTraining(0.5)).eval(), (torch.ones(8, 4),))
+    assert [m.p for m in traced.module.modules() if isinstance(m, nn.Dropout)] == [0.5]
+    assert not traced.refusals
+    traced.module.train()
+    assert (traced.module(torch.ones(8, 4)) == 0).any()
+
+
+def test_probabilities_that_cannot_be_told_apart_are_refused() -> None:
+    traced = tracing.trace(nn.Sequential(_DropsWhileTraining(0.5, 0.1)).eval(), (torch.ones(8, 4),))
+    assert [(one.fqn, one.rule) for one in traced.refusals] == [("0.dropout", "training-mode")]
+    assert "0.1, 0.5" in traced.refusals[0].reason

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "load": "sparsify.api",
     "save": "sparsify.api",
+    "save_base": "sparsify.api",
+    "Base": "sparsify.api",
     "trace": "sparsify.api",
     "plan": "sparsify.api",
     "Plan": "sparsify.api",
@@ -30,6 +32,7 @@ _SUBMODULES = ("dst", "errors", "passes", "runtime")
 
 if TYPE_CHECKING:
     from sparsify.api import (
+        Base,
         Plan,
         dense_state_dict,
         explain,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
         param_groups,
         plan,
         save,
+        save_base,
         trace,
         transform,
     )
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Base",
     "Plan",
     "coord_check",
     "dense_state_dict",
@@ -62,6 +67,7 @@ __all__ = [
     "param_groups",
     "plan",
     "save",
+    "save_base",
     "sweep",
     "trace",
     "transform",

@@ -18,16 +18,18 @@ from sparsify.graph.trace import trace as _trace
 from sparsify.graph.traced import Traced
 from sparsify.masks.module import SparseGraphModule
 from sparsify.passes import PIPELINE, Observer, Pass, rewrite
+from sparsify.passes.base_model import base_of
 from sparsify.passes.checkpoint import dense_state_dict, load_dense
 from sparsify.passes.explain import explain
 from sparsify.passes.narrow import narrow as _narrow
 from sparsify.passes.preserve import DEFAULT_NEW_CONNECTIONS, plan_defaults
 from sparsify.passes.record import Record
 from sparsify.planning import Plan, plan
-from sparsify.scaling import param_groups
+from sparsify.scaling import Base, param_groups
 from sparsify.train import FinetuneResult
 
 __all__ = [
+    "Base",
     "Plan",
     "dense_state_dict",
     "explain",
@@ -39,6 +41,7 @@ __all__ = [
     "param_groups",
     "plan",
     "save",
+    "save_base",
     "trace",
     "transform",
 ]
@@ -87,6 +90,10 @@ def transform(
     init: Init = "scratch",
     parameterization: Parameterization = "supar",
     density_exponent: float | None = None,
+    base: nn.Module | Traced | Base | str | Path | None = None,
+    lr_behind_batchnorm: bool = False,
+    input_multiplier: float = 1.0,
+    output_multiplier: float = 1.0,
     seed: int = 0,
     dynamic: bool = True,
     dynamic_shapes: Any = None,
@@ -108,10 +115,16 @@ def transform(
             and says in `.sparsify.preserve` how far from the given model the result starts.
         parameterization: How initial weights and learning rates follow width and density.
         density_exponent: γ of m_ρ^γ in SμPar; 1 when not given.
+        base: Dense model of the same architecture at other widths that hyper-parameters were tuned on, as
+            built, before training; or its description, or the file that `save_base` wrote. Initial weights,
+            learning rates and multipliers are then relative to it and not to `model`. docs/scaling.md.
+        lr_behind_batchnorm: Correct learning rates of weights behind batch normalisations too.
+        input_multiplier: α_in, which everything that embeddings and first layers put out is multiplied by.
+        output_multiplier: α_out, the same for readouts.
         seed: Seed of weights and masks; the same seed gives the same model, tensor by tensor.
         dynamic: Whether batch and sequence dimensions stay free.
         dynamic_shapes: Explicit `torch.export` dynamic shapes instead of `dynamic`.
-        base_std: Base standard deviation of initial weights by parameter fqn.
+        base_std: Standard deviation of the base's initial weights by parameter fqn.
         new_connections: With `preserve`, the share of every mask for units that the given model does not
             have. With 0 the start is as close as can be, and such units never learn.
         pipeline: The passes in order, in place of `sparsify.passes.PIPELINE`; docs/writing_a_pass.md.
@@ -125,7 +138,7 @@ def transform(
         UnsupportedModelError: The model cannot be captured or rewritten.
         BudgetError: No density meets the FLOP budget at the width asked for.
         InvalidPlanError: `plan` does not fit the model.
-        UserError: Options that contradict each other, or weights with NaN.
+        UserError: Options that contradict each other, a base of another architecture, or weights with NaN.
     """
     if plan is not None and plan_options:
         raise UserError(f"plan= already decides {', '.join(sorted(plan_options))}; give one or the other")
@@ -144,6 +157,10 @@ def transform(
         init=init,
         parameterization=parameterization,
         density_exponent=density_exponent,
+        base=None if base is None else _base(base, args, kwargs, traced),
+        lr_behind_batchnorm=lr_behind_batchnorm,
+        input_multiplier=input_multiplier,
+        output_multiplier=output_multiplier,
         seed=seed,
         base_std=base_std,
         new_connections=new_connections,
@@ -151,6 +168,59 @@ def transform(
         pipeline=pipeline,
         observe=observe,
     )
+
+
+def save_base(
+    model: nn.Module | Traced,
+    path: str | Path,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Base:
+    """Writes what `transform(base=…)` needs to know of a small dense model as JSON; no weights.
+
+    Args:
+        model: The model that hyper-parameters are tuned on, freshly built: its weights say what they were
+            drawn with.
+        path: File to write.
+        args: Example positional inputs; not needed for models loaded from an archive, nor for traces.
+        kwargs: Example keyword inputs.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UnsupportedModelError: The model cannot be captured.
+        UserError: The model was rewritten, or does not run on the example.
+    """
+    found = _base(model, args, kwargs)
+    found.save(path)
+    return found
+
+
+def _base(
+    base: nn.Module | Traced | Base | str | Path,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    model: Traced | None = None,
+) -> Base:
+    """Describes a base; a module is traced on the example, else on what the traced model was traced on."""
+    if isinstance(base, Base):
+        return base
+    if isinstance(base, str | Path):
+        return Base.read(base)
+    if isinstance(base, Traced):
+        return base_of(base)
+    refuse_rewritten(base)
+    shapes = None
+    if not args and not kwargs and isinstance(base, SparseGraphModule):
+        args, kwargs = base.sparsify.inputs.example()
+        shapes = base.sparsify.inputs.dynamic_shapes()
+    elif not args and not kwargs and model is not None:
+        args, kwargs = model.args, model.kwargs
+    try:
+        return base_of(trace(base, args, kwargs, dynamic_shapes=shapes))
+    except UserError as error:
+        raise UserError(f"base: {error}") from error
 
 
 def refuse_rewritten(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from sparsify.dst.cut_off import refuse_cut_off
+from sparsify.dst.over_corrected import warn_over_corrected
 from sparsify.dst.slots import check_optimizer, mask_slots, optimized
 from sparsify.errors import SparsifyError, UserError
 from sparsify.masks import MaskedParameter, attach_hooks, masked_parameters, set_mask, verify_masks
@@ -36,6 +37,7 @@ class Algorithm(ABC):
         check_optimizer(optimizer)
         if self.grows:
             refuse_cut_off(model, type(self).__name__)
+            warn_over_corrected(model, type(self).__name__)
         attach_hooks(model)
         self.model = model
         self.optimizer = optimizer

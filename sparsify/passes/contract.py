@@ -16,7 +16,7 @@ from sparsify.graph.verify import propagate
 from sparsify.passes.changes import Snapshot, changed_nodes, snapshot
 from sparsify.passes.dialect import check_dialect
 from sparsify.planning import Plan
-from sparsify.scaling import Scaling
+from sparsify.scaling import Base, Scaling
 
 Init = Literal["scratch", "preserve"]
 
@@ -33,6 +33,7 @@ class Context:
         seed: Seed of weights and masks.
         base_std: Base standard deviations by parameter name, where the user fixes them.
         new_connections: Share of every mask that goes to new units, where given weights are kept.
+        base: The dense base that scaling is relative to, where it is not the given model.
     """
 
     traced: Traced
@@ -42,6 +43,7 @@ class Context:
     seed: int
     base_std: Mapping[str, float]
     new_connections: float = 0.0
+    base: Base | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ default. So without a nonlinearity VᵀUᵀx has the variance of the layer's out
 
 from __future__ import annotations
 
-from math import prod, sqrt
+from math import sqrt
 
 from torch import Tensor
 
@@ -19,10 +19,11 @@ from sparsify.passes.initialisers import default_std, fan_in, look, untrained
 from sparsify.passes.parts import Part, inside
 from sparsify.passes.randomness import generator
 from sparsify.planning.schema import PlanLayer
+from sparsify.scaling.base import BaseTensor
 
 
 class Bases:
-    """What the weights of the given model were drawn with.
+    """What the weights of the base were drawn with: of the given model, or of the one that `base` describes.
 
     Attributes:
         trained: Weights that look trained, whose standard deviation says nothing; filled as they are met.
@@ -38,18 +39,35 @@ class Bases:
         """Standard deviation of a weight before scaling; and its value, where all entries have one.
 
         Args:
-            name: The weight in the given model.
+            name: The weight in the given model, or a vector or table of it.
         """
         if name not in self._known:
             self._known[name] = self._look(name)
         return self._known[name]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter in the base."""
+        base = self._context.base
+        return tuple(self._given[name].shape) if base is None else base[name].shape
+
+    def moments(self, name: str) -> tuple[float, float]:
+        """Mean and standard deviation of a table or free parameter, whatever they look like."""
+        base = self._context.base
+        if base is not None:
+            one = base[name]
+            return one.mean, one.std or 0.0
+        seen = look(self._given[name])
+        certain = abs(seen.mean) > 5 * seen.std / sqrt(seen.count)
+        return (seen.mean if certain else 0.0), seen.std
+
     def _look(self, name: str) -> tuple[float, float | None]:
         given = self._given[name]
-        shape = tuple(given.shape)
+        shape = self.shape(name)
         asked = self._context.base_std.get(name)
         if asked is not None:
             return asked, None
+        if self._context.base is not None:
+            return self._recorded(self._context.base[name])
         seen = look(given)
         if seen.constant is not None:
             return default_std(None, shape), seen.constant
@@ -57,6 +75,14 @@ class Bases:
             return seen.std, None
         self.trained.append(name)
         return default_std(None, shape), None
+
+    def _recorded(self, one: BaseTensor) -> tuple[float, float | None]:
+        """The same of a base that is only described."""
+        if one.std is not None:
+            return one.std, None
+        if one.constant is None:
+            self.trained.append(one.fqn)
+        return default_std(None, one.shape), one.constant
 
 
 def draw_part(
@@ -75,7 +101,7 @@ def draw_part(
     if part.kind in ("norm", "activation"):
         parameter.fill_(_vector(context, part))
     elif part.kind == "bias":
-        _draw_bias(context, part, layer, parameter)
+        _draw_bias(context, bases, part, layer, fact, parameter)
     else:
         _draw_weight(context, bases, part, layer, fact, parameter)
 
@@ -87,7 +113,7 @@ def _draw_weight(
     if constant is not None and (part.kind in ("branch", "sparse") or (part.kind == "v" and constant == 0)):
         parameter.fill_(constant)
         return
-    base_fan_in = max(1, prod(layer.dense_shape[1:]))
+    base_fan_in = fan_in(bases.shape(fact.weight))
     scale = context.scaling[part.fqn]
     if part.kind == "u" and inside(layer, fact).linear:
         sigma = 1 / sqrt(base_fan_in)
@@ -97,14 +123,16 @@ def _draw_weight(
     parameter.normal_(0.0, sigma * scale.init_std, generator=source)
 
 
-def _draw_bias(context: Context, part: Part, layer: PlanLayer, parameter: Tensor) -> None:
+def _draw_bias(
+    context: Context, bases: Bases, part: Part, layer: PlanLayer, fact: LayerFacts, parameter: Tensor
+) -> None:
     """As the layer's own was: constant if it was, else at the default of its module."""
     seen = look(context.traced.module.get_parameter(str(part.origin)))
     if seen.constant is not None:
         summed = layer.family == "parallel" and layer.nonlinearity == "none"
         parameter.fill_(seen.constant / (layer.branches if summed else 1))
         return
-    bound = 1 / sqrt(fan_in(layer.dense_shape))
+    bound = 1 / sqrt(fan_in(bases.shape(fact.weight)))
     source = generator(context.seed, "init", part.fqn, parameter.device)
     parameter.uniform_(-bound, bound, generator=source)
 

@@ -2,8 +2,9 @@
 
 From scratch, weights are N(0, (σ·c)²) with σ the base standard deviation and c the parameterization's
 `init_std` of the tensor. Biases, norm gains and other vectors keep a constant if they held one, else get the
-defaults of their module. Embeddings and free parameters keep their values where their shape is the same and
-are drawn anew at their own mean and standard deviation where it grew. Nothing is drawn on the meta device.
+defaults of their module. Embeddings and free parameters keep their values where their shape is that of the
+base and are drawn anew at the base's mean and standard deviation where it grew. The base is the given model
+unless the context holds another one. Nothing is drawn on the meta device.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Initialise(Pass):
             if isinstance(module, _NormBase):
                 module.reset_running_stats()
         if bases.trained:
-            _warn(bases.trained)
+            _warn(bases.trained, self.context.base is not None)
         return PassResult(graph, modified)
 
     def ensures(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
@@ -92,15 +93,14 @@ class Initialise(Pass):
         elif isinstance(owner, _NORMS):
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
         elif isinstance(owner, nn.Linear | _ConvNd) and name.endswith("bias"):
-            base = self.context.traced.module.get_submodule(name.rpartition(".")[0])
-            bound = 1 / sqrt(fan_in(tuple(base.get_parameter("weight").shape)))
+            bound = 1 / sqrt(fan_in(bases.shape(name.removesuffix("bias") + "weight")))
             parameter.uniform_(-bound, bound, generator=self._generator(name, parameter))
-        elif parameter.shape == given.shape:
+        elif parameter.shape == given.shape == bases.shape(name):
             parameter.copy_(given)
             return 0
         else:
-            std = self.context.base_std.get(name, seen.std) * self.context.scaling[name].init_std
-            mean = seen.mean if abs(seen.mean) > 5 * seen.std / sqrt(seen.count) else 0.0
+            mean, found = bases.moments(name)
+            std = self.context.base_std.get(name, found) * self.context.scaling[name].init_std
             parameter.normal_(mean, std, generator=self._generator(name, parameter))
             _zero_padding(owner, parameter)
         return 1
@@ -130,8 +130,17 @@ def _zero_padding(owner: nn.Module, parameter: Tensor) -> None:
         parameter[owner.padding_idx].zero_()
 
 
-def _warn(trained: list[str]) -> None:
+def _warn(trained: list[str], of_base: bool) -> None:
     shown = ", ".join(trained[:3]) + (f" and {len(trained) - 3} more" if len(trained) > 3 else "")
+    if of_base:
+        warnings.warn(
+            f"the base's weights look trained ({shown}), so that they do not say what they were drawn with: "
+            "new weights are drawn at the default standard deviation of their module types in the base. Make "
+            "the base from the freshly built small model, or give base_std=",
+            UserWarning,
+            stacklevel=2,
+        )
+        return
     warnings.warn(
         f"the given weights look trained ({shown}), and init='scratch' does not keep them: new weights are "
         "drawn at the default standard deviation of their module types (base_std= overrides it). "

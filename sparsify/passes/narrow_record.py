@@ -79,7 +79,8 @@ def _scaling(
         weight = name.removesuffix("bias") + "weight"
         m_out = next((one.m_out for one in tensors if one.fqn == weight), 1.0)
         sgd = 1.0 if scaling.parameterization == "sp" else m_out
-        tensors.append(TensorScale(name, "bias", 1.0, m_out, 1.0, 1.0, 1.0, sgd, 1.0))
+        eps = 1.0 if scaling.parameterization == "sp" else 1 / m_out
+        tensors.append(TensorScale(name, "bias", 1.0, m_out, 1.0, 1.0, 1.0, sgd, 1.0, adam_eps=eps))
     return dataclasses.replace(scaling, tensors=tuple(tensors))
 
 
@@ -105,8 +106,11 @@ def _rescaled(
     realised = dataclasses.replace(
         one, m_in=one.m_in * fan_in, m_out=one.m_out * fan_out, m_rho=one.m_rho * density
     )
-    tuned_alone = behind_batchnorm and one.adam_lr == one.sgd_lr == 1.0
-    if scaling.parameterization == "sp" or tuned_alone:
+    if scaling.parameterization == "sp":
+        return realised
+    if one.role != "readout":
+        realised = dataclasses.replace(realised, adam_eps=one.adam_eps / fan_out)
+    if behind_batchnorm and one.adam_lr == one.sgd_lr == 1.0:
         return realised
     rho = density if scaling.parameterization == "supar" else 1.0
     if one.role in _MATRICES:

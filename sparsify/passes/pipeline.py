@@ -15,6 +15,7 @@ from sparsify.graph.inputs import InputSpec
 from sparsify.graph.traced import Traced
 from sparsify.graph.train_mode import train_record
 from sparsify.masks.module import SparseGraphModule
+from sparsify.passes.attention import AttentionMultiplier
 from sparsify.passes.contract import Context, Init, Pass, PassResult
 from sparsify.passes.dense import dense_tensors
 from sparsify.passes.doped import Doped
@@ -28,15 +29,14 @@ from sparsify.passes.preserve import (
     check_preservable,
     sheet_of,
     tensors_of,
-    without_tied_multipliers,
 )
-from sparsify.passes.readout import ReadoutMultiplier
+from sparsify.passes.readout import InputMultiplier, ReadoutMultiplier
 from sparsify.passes.record import Record
 from sparsify.passes.recover import report
-from sparsify.passes.tensor_facts import tensor_facts
+from sparsify.passes.scaled import ScalingOptions, scaling_of
 from sparsify.passes.wide import Wide
 from sparsify.planning import Plan, fit
-from sparsify.scaling import Scaling, scaling_table
+from sparsify.scaling import Base, Scaling
 from sparsify.scaling.table import Parameterization
 
 PIPELINE: tuple[type[Pass], ...] = (
@@ -46,6 +46,8 @@ PIPELINE: tuple[type[Pass], ...] = (
     Doped,
     Initialise,
     Mask,
+    InputMultiplier,
+    AttentionMultiplier,
     ReadoutMultiplier,
 )
 Observer = Callable[[str, PassResult], None]
@@ -58,6 +60,10 @@ def rewrite(
     init: Init = "scratch",
     parameterization: Parameterization = "supar",
     density_exponent: float | None = None,
+    base: Base | None = None,
+    lr_behind_batchnorm: bool = False,
+    input_multiplier: float = 1.0,
+    output_multiplier: float = 1.0,
     seed: int = 0,
     base_std: Mapping[str, float] | None = None,
     new_connections: float = DEFAULT_NEW_CONNECTIONS,
@@ -74,6 +80,10 @@ def rewrite(
             the record says how far from the given model the result starts.
         parameterization: How initial weights and learning rates follow width and density.
         density_exponent: γ in m_ρ = density^γ; 1 when not given.
+        base: The dense model that scaling is relative to, where it is not the given one.
+        lr_behind_batchnorm: Correct learning rates behind batch normalisations too.
+        input_multiplier: α_in, on what embeddings and first layers put out.
+        output_multiplier: α_out, on what readouts put out.
         seed: Seed of weights and masks, tensor by tensor.
         base_std: Standard deviations of initial weights by parameter name, before scaling.
         new_connections: With `preserve`, the share of every mask that goes to units which the given model
@@ -94,14 +104,13 @@ def rewrite(
     fitted = fit(plan, known, ties=traced.ties)
     _check_options(traced, init, base_std or {})
     _check_finite(traced.module)
-    exponent = 1.0 if density_exponent is None else density_exponent
-    scaling = scaling_table(
-        tensor_facts(traced, known, fitted), parameterization=parameterization, density_exponent=exponent
-    )
     if init == "preserve":
         check_preservable(fitted, new_connections)
-        scaling = without_tied_multipliers(scaling, traced.ties)
-    context = Context(traced, known, scaling, init, seed, dict(base_std or {}), new_connections)
+    asked = ScalingOptions(
+        parameterization, density_exponent, base, lr_behind_batchnorm, input_multiplier, output_multiplier
+    )
+    scaling = scaling_of(traced, known, fitted, asked, init)
+    context = Context(traced, known, scaling, init, seed, dict(base_std or {}), new_connections, base)
     result, refusals = _run(pipeline, context, fitted, observe)
     fitted = replace(fitted, refusals=(*fitted.refusals, *refusals))
     result.sparsify = _record(traced, known, fitted, scaling, init, result)

@@ -13,10 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from sparsify.graph.facts import Facts, LayerFacts
 from sparsify.graph.following import evaluate
 from sparsify.graph.traced import Traced
+from sparsify.passes.base_model import base_of
 from sparsify.passes.parts import Inside, Part, inside, parts
 from sparsify.planning import Plan
 from sparsify.planning.schema import PlanLayer, PlanTensor
 from sparsify.scaling import TensorFacts
+from sparsify.scaling.base import Base, BaseTensor
 from sparsify.scaling.moments import branch_multiplier
 from sparsify.scaling.table import Role
 
@@ -25,13 +27,22 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _PRECEDENCE: tuple[Role, ...] = ("readout", "hidden", "grouped", "depthwise", "input", "embedding")
 
 
-def tensor_facts(traced: Traced, facts: Facts, plan: Plan) -> tuple[TensorFacts, ...]:
-    """Returns one entry for every parameter of the rewritten model, ties counted once."""
+def tensor_facts(
+    traced: Traced, facts: Facts, plan: Plan, base_model: Base | None = None
+) -> tuple[TensorFacts, ...]:
+    """Returns one entry for every parameter of the rewritten model, ties counted once.
+
+    Args:
+        traced: The given model.
+        facts: Its facts.
+        plan: A plan that fits it.
+        base_model: The dense base that everything is relative to; the given model where there is none.
+    """
+    base = base_model if base_model is not None else base_of(traced, facts, values=False)
     table = parts(traced, facts, plan)
     once = {name for name, _ in traced.module.named_parameters()}
     uses = _uses(facts, traced.ties)
     density = {layer.weight: layer.density for layer in plan.layers}
-    base = {group.id: group.size for group in facts.groups}
     rewritten: dict[str, _Rewritten] = {}
     found = []
     for part in table.values():
@@ -39,10 +50,10 @@ def tensor_facts(traced: Traced, facts: Facts, plan: Plan) -> tuple[TensorFacts,
             weight = part.layer.weight
             if weight not in rewritten:
                 fact = next(fact for fact in uses[weight] if fact.weight == weight)
-                rewritten[weight] = _Rewritten(traced, part.layer, fact, base, plan.widths)
+                rewritten[weight] = _Rewritten(traced, part.layer, fact, base[weight], plan.widths)
             found.append(rewritten[weight].fact(part))
         elif part.fqn in once:
-            found.append(_whole(traced, facts, part.fqn, uses, density, base, plan.widths))
+            found.append(_whole(traced, facts, part.fqn, uses, density, base[part.fqn].shape, plan.widths))
     return tuple(found)
 
 
@@ -52,13 +63,11 @@ def _whole(
     name: str,
     uses: Mapping[str, Sequence[LayerFacts]],
     density: Mapping[str, float],
-    base: Mapping[str, int],
+    before: tuple[int, ...],
     widths: Mapping[str, int],
 ) -> TensorFacts:
     """A parameter that stays one."""
-    dims = facts.parameters[name]
-    before = tuple(dim.evaluate(base) for dim in dims)
-    after = tuple(dim.evaluate(widths) for dim in dims)
+    after = tuple(dim.evaluate(widths) for dim in facts.parameters[name])
     layer = _leading(uses.get(name, []))
     if layer is None:
         return TensorFacts(name, _other_role(traced.module, name), 1, 1, prod(before), prod(after))
@@ -77,14 +86,14 @@ class _Rewritten:
         traced: Traced,
         layer: PlanLayer,
         fact: LayerFacts,
-        base: Mapping[str, int],
+        base: BaseTensor,
         widths: Mapping[str, int],
     ) -> None:
-        self._layer, self._fact = layer, fact
+        self._layer, self._fact, self._dense = layer, fact, base.shape
         self._inside = inside(layer, fact)
         self._tensors = {tensor.fqn: tensor for tensor in layer.tensors}
         self._norm_inside = _batch_norm_inside(traced.module, layer, fact, self._inside)
-        self._groups = fact.groups.evaluate(widths), fact.groups.evaluate(base)
+        self._groups = fact.groups.evaluate(widths), base.groups
         self._c = self._multiplier(traced.module)
 
     def fact(self, part: Part) -> TensorFacts:
@@ -101,9 +110,9 @@ class _Rewritten:
         )
 
     def _vector_base(self, part: Part, size: int) -> float:
-        """Entries of a vector over the outputs, in the given model."""
+        """Entries of a vector over the outputs, in the base."""
         outputs = self._layer.shape[0]
-        return size * self._layer.dense_shape[0] / outputs if size == outputs else size
+        return size * self._dense[0] / outputs if size == outputs else size
 
     def _branch(self, tensor: PlanTensor) -> TensorFacts:
         fact = replace(self._like_the_layer(tensor, "branch"), multiplier=self._c)
@@ -118,7 +127,7 @@ class _Rewritten:
         return replace(self._like_the_layer(tensor, role), multiplier=sqrt(0.5))
 
     def _like_the_layer(self, tensor: PlanTensor, role: Role) -> TensorFacts:
-        in_base, out_base = _fans(self._layer.dense_shape, False)
+        in_base, out_base = _fans(self._dense, False)
         fan_in, fan_out = _fans(tensor.shape, False)
         density = tensor.nnz / prod(tensor.shape)
         behind = self._fact.batchnorm_follows
@@ -126,13 +135,13 @@ class _Rewritten:
 
     def _u(self, tensor: PlanTensor) -> TensorFacts:
         fan_in, fan_out = _fans(tensor.shape, False)
-        in_base = _fans(self._layer.dense_shape, False)[0]
+        in_base = _fans(self._dense, False)[0]
         behind = self._norm_inside or (self._inside.linear and self._fact.batchnorm_follows)
         return self._factor(tensor, in_base, fan_in, self._rank_base(), fan_out, behind)
 
     def _v(self, tensor: PlanTensor) -> TensorFacts:
         fan_in, fan_out = _fans(tensor.shape, False)
-        out_base = self._layer.dense_shape[0]
+        out_base = self._dense[0]
         in_base = self._rank_base() / self._groups[1]
         return self._factor(tensor, in_base, fan_in, out_base, fan_out, self._fact.batchnorm_follows)
 
@@ -159,7 +168,7 @@ class _Rewritten:
         Of a factorized layer that is the dense factorization with the layer's FLOPs; a doped layer has its
         own rank there, less what its widths grew by.
         """
-        base = _even_rank(self._layer.dense_shape, self._groups[1])
+        base = _even_rank(self._dense, self._groups[1])
         if self._layer.family == "factorized":
             return base
         return self._layer.rank * base / _even_rank(self._layer.shape, self._groups[0])

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from sparsify.scaling.base import Base
 from sparsify.scaling.groups import param_groups, stored_scaling
-from sparsify.scaling.table import Parameterization, Role, Scaling, TensorFacts, TensorScale, scaling_table
+from sparsify.scaling.table import (
+    AttentionScale,
+    Parameterization,
+    Role,
+    Scaling,
+    TensorFacts,
+    TensorScale,
+    scaling_table,
+)
 
 __all__ = [
+    "AttentionScale",
+    "Base",
     "Parameterization",
     "Role",
     "Scaling",

@@ -17,13 +17,18 @@ is multiplied by c (`moments`); with n·m_ρ = 1 the Adam factor is 1/c and that
 holds c once more. The base of a factor is the dense factorization of the same form, of rank
 Din·Dout/(Din+Dout): with m_ρ = 1/n, U has variance ×n, Adam ×n and SGD ×n², V has nothing. Both paths of a
 doped layer are multiplied by 1/√2; its sparse part is a hidden weight.
+
+Adam's ε follows the size of gradients (CompleteP, arXiv 2505.01618): an entry's gradient holds 1/m_out, that
+of a readout 1/m_in through its forward multiplier. Density leaves it alone, since initial weights make up for
+it on the way back as they do on the way forward. The multipliers α_in and α_out of the user's choice stand in
+the forward column of inputs, embeddings and readouts, and change no other factor.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -95,6 +100,7 @@ class TensorScale:
         forward: Factor on the layer's output before its bias, in the graph; on the sum, of a branch.
         untuned: Whether the factors are relative to a base that is not the given model: its tuned learning
             rate says nothing about this tensor (the factors of a factorized layer).
+        adam_eps: Factor on the ε of Adam and AdamW.
     """
 
     fqn: str
@@ -107,6 +113,27 @@ class TensorScale:
     sgd_lr: float
     forward: float
     untuned: bool = False
+    adam_eps: float = 1.0
+
+
+@dataclass(frozen=True)
+class AttentionScale:
+    """The factor on the logits of one attention whose head size is not the base's.
+
+    Logits are q·kᵀ times a factor of the model's own, s(d) = 1/√d as a rule. Over training q and k align, so
+    that q·k grows with d and not with √d: μP wants s·d to stay, and `factor` = s_base·d_base / (s·d).
+
+    Attributes:
+        node: The graph node that multiplies queries with keys.
+        head_size_base: d in the base.
+        head_size: d in the rewritten model.
+        factor: What the queries are multiplied by.
+    """
+
+    node: str
+    head_size_base: int
+    head_size: int
+    factor: float
 
 
 @dataclass(frozen=True)
@@ -117,11 +144,19 @@ class Scaling:
         parameterization: `supar`, `mup` or `sp`.
         density_exponent: γ in m_ρ = density^γ.
         tensors: One entry for every parameter.
+        lr_behind_batchnorm: Whether learning rates are corrected behind batch normalisations too.
+        input_multiplier: α_in, on what embeddings and first layers put out.
+        output_multiplier: α_out, on what readouts put out.
+        attention: Attentions whose logits are multiplied.
     """
 
     parameterization: Parameterization
     density_exponent: float
     tensors: tuple[TensorScale, ...]
+    lr_behind_batchnorm: bool = False
+    input_multiplier: float = 1.0
+    output_multiplier: float = 1.0
+    attention: tuple[AttentionScale, ...] = ()
 
     @cached_property
     def _by_fqn(self) -> Mapping[str, TensorScale]:
@@ -133,6 +168,21 @@ class Scaling:
     def __contains__(self, fqn: object) -> bool:
         return fqn in self._by_fqn
 
+    def check(self) -> None:
+        """Checks the options.
+
+        Raises:
+            UserError: When one is out of range.
+        """
+        if self.parameterization not in get_args(Parameterization):
+            raise UserError(f"parameterization '{self.parameterization}' is not one of supar, mup, sp")
+        if not 0.0 < self.density_exponent <= 1.0:
+            raise UserError(f"density_exponent must lie in (0, 1], got {self.density_exponent}")
+        for name in ("input_multiplier", "output_multiplier"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be positive and finite, got {value}")
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back to an equal value."""
         return {
@@ -140,6 +190,10 @@ class Scaling:
             "parameterization": self.parameterization,
             "density_exponent": self.density_exponent,
             "tensors": [asdict(tensor) for tensor in self.tensors],
+            "lr_behind_batchnorm": self.lr_behind_batchnorm,
+            "input_multiplier": self.input_multiplier,
+            "output_multiplier": self.output_multiplier,
+            "attention": [asdict(one) for one in self.attention],
         }
 
     @classmethod
@@ -152,9 +206,17 @@ class Scaling:
         if data.get("version") != _VERSION:
             raise InvalidPlanError(f"scaling of version {data.get('version')}; this package reads {_VERSION}")
         try:
-            _check(data["parameterization"], float(data["density_exponent"]))
-            tensors = tuple(TensorScale(**tensor) for tensor in data["tensors"])
-            return cls(data["parameterization"], float(data["density_exponent"]), tensors)
+            given = cls(
+                parameterization=data["parameterization"],
+                density_exponent=float(data["density_exponent"]),
+                tensors=tuple(TensorScale(**tensor) for tensor in data["tensors"]),
+                lr_behind_batchnorm=bool(data.get("lr_behind_batchnorm", False)),
+                input_multiplier=float(data.get("input_multiplier", 1.0)),
+                output_multiplier=float(data.get("output_multiplier", 1.0)),
+                attention=tuple(AttentionScale(**one) for one in data.get("attention", ())),
+            )
+            given.check()
+            return given
         except (KeyError, TypeError, ValueError, UserError) as error:
             raise InvalidPlanError(f"the stored scaling cannot be read: {error}") from error
 
@@ -165,6 +227,9 @@ def scaling_table(
     parameterization: Parameterization = "supar",
     density_exponent: float = 1.0,
     lr_behind_batchnorm: bool = False,
+    input_multiplier: float = 1.0,
+    output_multiplier: float = 1.0,
+    attention: Sequence[AttentionScale] = (),
 ) -> Scaling:
     """Multipliers for every tensor, from the realised widths and densities.
 
@@ -175,42 +240,60 @@ def scaling_table(
             the full correction goes too far.
         lr_behind_batchnorm: Also correct the learning rate of weights whose output is batch-normalised. They
             are scale-invariant, so that weight decay undoes most of it; off by default.
+        input_multiplier: α_in, in every parameterization.
+        output_multiplier: α_out, in every parameterization.
+        attention: Attentions of another head size than the base's; left alone by `sp`.
 
     Raises:
         UserError: When an option is out of range.
     """
-    _check(parameterization, density_exponent)
-    tensors = tuple(_scale(fact, parameterization, density_exponent, lr_behind_batchnorm) for fact in facts)
-    return Scaling(parameterization, density_exponent, tensors)
+    blank = Scaling(
+        parameterization=parameterization,
+        density_exponent=density_exponent,
+        tensors=(),
+        lr_behind_batchnorm=lr_behind_batchnorm,
+        input_multiplier=input_multiplier,
+        output_multiplier=output_multiplier,
+        attention=() if parameterization == "sp" else tuple(attention),
+    )
+    blank.check()
+    return replace(blank, tensors=tuple(_scale(fact, blank) for fact in facts))
 
 
-def _check(parameterization: str, density_exponent: float) -> None:
-    if parameterization not in get_args(Parameterization):
-        raise UserError(f"parameterization '{parameterization}' is not one of supar, mup, sp")
-    if not 0.0 < density_exponent <= 1.0:
-        raise UserError(f"density_exponent must lie in (0, 1], got {density_exponent}")
-
-
-def _scale(
-    fact: TensorFacts, parameterization: Parameterization, exponent: float, lr_behind_batchnorm: bool
-) -> TensorScale:
+def _scale(fact: TensorFacts, options: Scaling) -> TensorScale:
     m_in = fact.fan_in / fact.fan_in_base
     m_out = fact.fan_out / fact.fan_out_base
-    m_rho = fact.density**exponent
-    if parameterization == "sp":
-        return TensorScale(fact.fqn, fact.role, m_in, m_out, m_rho, 1.0, 1.0, 1.0, 1.0, fact.untuned)
-    rho = m_rho if parameterization == "supar" else 1.0
+    m_rho = fact.density**options.density_exponent
+    alpha = _alpha(fact.role, options)
+    plain = TensorScale(
+        fact.fqn, fact.role, m_in, m_out, m_rho, 1.0, 1.0, 1.0, alpha, untuned=fact.untuned, adam_eps=1.0
+    )
+    if options.parameterization == "sp":
+        return plain
+    rho = m_rho if options.parameterization == "supar" else 1.0
+    forward, gradient = 1.0, 1 / m_out
     if fact.role in _MATRICES:
         variance, forward = 1 / (m_in * rho), fact.multiplier
-        summed = fact.branches * (forward if fact.role == "branch" else 1.0)
-        adam = variance / summed
-        sgd = m_out * adam / (forward if fact.role == "branch" else 1.0)
+        c = forward if fact.role == "branch" else 1.0
+        adam = variance / (fact.branches * c)
+        sgd, gradient = m_out * adam / c, gradient * c
     elif fact.role == "readout":
-        variance, adam, sgd, forward = 1 / rho, 1 / rho, m_in / rho, 1 / m_in
+        variance, adam, sgd, forward, gradient = 1 / rho, 1 / rho, m_in / rho, 1 / m_in, 1 / m_in
     else:
-        variance, adam, sgd, forward = 1.0, 1.0, m_out, 1.0
-    if fact.batchnorm_follows and not lr_behind_batchnorm:
+        variance, adam, sgd = 1.0, 1.0, m_out
+    if fact.batchnorm_follows and not options.lr_behind_batchnorm:
         adam = sgd = 1.0
-    return TensorScale(
-        fact.fqn, fact.role, m_in, m_out, m_rho, math.sqrt(variance), adam, sgd, forward, fact.untuned
+    return replace(
+        plain,
+        init_std=math.sqrt(variance),
+        adam_lr=adam,
+        sgd_lr=sgd,
+        forward=alpha * forward,
+        adam_eps=gradient,
     )
+
+
+def _alpha(role: Role, options: Scaling) -> float:
+    if role == "readout":
+        return options.output_multiplier
+    return options.input_multiplier if role in ("embedding", "input") else 1.0

@@ -17,15 +17,22 @@ _TAGS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_sha
 
 
 def data_dependent(module: GraphModule) -> list[Node]:
-    """Nodes whose size, or whose number, is known only once the model has run: nonzero, item, masks."""
-    return [
-        node
-        for node in module.graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
-        and _TAGS & set(node.target.tags)
-        and isinstance(node.meta.get("val"), (Tensor, torch.SymInt))
-        and free_unbacked_symbols(node.meta["val"])
-    ]
+    """The first nodes of a size, or a number, that is known only once the model has run: nonzero, item, …."""
+    found: list[Node] = []
+    seen: set[Any] = set()
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, (Tensor, torch.SymInt)):
+            new = free_unbacked_symbols(value) - seen
+            if new:
+                found.append(node)
+                seen |= new
+    return found
+
+
+def looks_at_values(node: Node) -> bool:
+    """Whether an operator makes a size or a number from values, so that fake tensors cannot run it."""
+    return isinstance(node.target, torch._ops.OpOverload) and bool(_TAGS & set(node.target.tags))
 
 
 def measure(module: GraphModule, nodes: Sequence[Node], inputs: Sequence[Any]) -> dict[Node, Any]:

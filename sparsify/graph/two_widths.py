@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from sparsify.errors import Refusal
 from sparsify.graph.dimensions import Dimensions, Dims, flat_sizes, module_path, operator_name
+from sparsify.graph.measured import looks_at_values
 from sparsify.graph.poly import Poly
 from sparsify.graph.traced import Traced
 from sparsify.graph.verify import Fakes, Metas, ShapeMismatchError, device_of, run_fake
@@ -100,8 +101,9 @@ def _first_failure(
             if value is not None:
                 literals.setdefault(node, {})[path] = value
     given = [example for _, example in inputs]
+    known = {node: value for node, value in dimensions.measured.items() if looks_at_values(node)}
     try:
-        run_fake(Metas(dimensions.module, widened), given, literals, watch, dimensions.measured)
+        run_fake(Metas(dimensions.module, widened), given, literals, watch, known)
         return None
     except (ShapeMismatchError, _UnexpectedShapeError):
         pass  # the meta device knows fewer operators: fake tensors have the last word

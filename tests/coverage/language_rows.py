@@ -163,7 +163,6 @@ MORE = (
         ),
         tokens(),
     ),
-    Row("longformer", hf("LongformerModel", attention_window=4, **_ENCODER), tokens()),
     Row("bart", hf("BartForConditionalGeneration", **_SEQ2SEQ), _DECODES),
     Row("pegasus", hf("PegasusForConditionalGeneration", **_SEQ2SEQ), _DECODES),
     Row("marian", hf("MarianMTModel", **_SEQ2SEQ), _DECODES),

@@ -44,11 +44,16 @@ class Combination:
 _PATTERN = [(family, sparsity, scope) for sparsity in SPARSITIES for scope in SCOPES for family in FAMILIES]
 
 
+_LIKE_OTHERS = ("mobilenet-v1", "mobilevit", "deit", "distilbert", "qwen2", "mistral", "resnet-bottleneck")
+"""Named rows that only run in the whole table: large, or of the structure of another row."""
+
+
 def combinations() -> list[Combination]:
     """All combinations row by row, or by default one of them for each named row, in turn."""
     if EVERYTHING:
         return [Combination(row, *pattern) for row in (*NAMED, *MORE) for pattern in _PATTERN]
-    return [Combination(row, *_PATTERN[index % len(_PATTERN)]) for index, row in enumerate(NAMED)]
+    few = [row for row in NAMED if row.name not in _LIKE_OTHERS]
+    return [Combination(row, *_PATTERN[7 * index % len(_PATTERN)]) for index, row in enumerate(few)]
 
 
 _STORED = ("shufflenet", "generator", "recommender", "raw-parameters", "convnext", "bert")
@@ -57,13 +62,13 @@ _STORED = ("shufflenet", "generator", "recommender", "raw-parameters", "convnext
 
 def stored() -> list[Combination]:
     """Combinations at the default sparsity for the slow stages: every row and family, or a few small ones."""
-    every = [Combination(row, family, 0.75, "all") for row in rows() for family in FAMILIES]
+    every = [Combination(row, family, 0.75, "all") for row in (*NAMED, *MORE) for family in FAMILIES]
     if EVERYTHING:
         return [one for one in every if not one.nothing]
     few = [one for one in every if one.row.name in _STORED]
     return [one for index, one in enumerate(few) if index % 5 == 0]
 
 
-def rows(share: int = 1, offset: int = 0) -> list[Row]:
-    """All rows, or by default one in `share` of the named ones."""
-    return [*NAMED, *MORE] if EVERYTHING else list(NAMED[offset::share])
+def rows(*few: str) -> list[Row]:
+    """All rows, or by default those of these names."""
+    return [row for row in (*NAMED, *MORE) if EVERYTHING or row.name in few]

@@ -224,6 +224,7 @@ MORE = (
             layer_type="preactivation",
         ),
         pixels(),
+        nothing=("*",),
     ),
     Row(
         "swiftformer",

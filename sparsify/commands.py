@@ -117,6 +117,7 @@ def transform(
     init: str,
     parameterization: str,
     density_exponent: float | None,
+    scaling: Mapping[str, Any] | None = None,
     new_connections: float = 0.05,
     inputs: Sequence[str],
     trust_pickle: Consent,
@@ -128,6 +129,7 @@ def transform(
     """Rewrites a dense model file; with `plan_only` makes and writes the plan only."""
     from sparsify import api
     from sparsify._print_after import printer
+    from sparsify._scaling_options import with_base
     from sparsify.passes.preserve import plan_defaults
 
     observe = printer(print_after, say) if print_after else None
@@ -158,6 +160,7 @@ def transform(
         seed=seed,
         new_connections=new_connections,
         observe=observe,
+        **with_base(scaling or {}, inputs=inputs, trust_pickle=trust_pickle, factory=factory),
         **(plan_options if given is None else {}),
     )
     if output is None:

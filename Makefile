@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 demo: install
 	$(BIN)/sparsify demo -o demo
 
+# One process a core, each with one thread; tests of a file stay together, since they share what is slow to make.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Every model of the coverage table in every family, sparsity and scope: hours, not minutes.
 test-coverage: install

@@ -26,6 +26,11 @@ from sparsify.graph.train_mode import RULE, align, needs_train_trace, train_reco
 from sparsify.graph.train_probe import same_in_training
 
 _TORCH = str(Path(torch.__file__).parent)
+_TALKATIVE = (
+    "torch.export",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch._subclasses.fake_tensor",
+)
 
 
 def trace(
@@ -92,7 +97,7 @@ def _capture(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences torch.export's talk about what this package handles itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx.experimental.symbolic_shapes")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

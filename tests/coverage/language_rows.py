@@ -223,16 +223,19 @@ MORE = (
         tokens(),
     ),
     Row("phi", hf("PhiForCausalLM", **_DECODER), tokens()),
-    Row("phi3", hf("Phi3ForCausalLM", **_DECODER), tokens()),
+    Row("phi3", hf("Phi3ForCausalLM", **_DECODER), tokens(), nothing=("parallel/*",)),
     Row("stablelm", hf("StableLmForCausalLM", **_DECODER), tokens()),
     Row("olmo2", hf("Olmo2ForCausalLM", **_DECODER), tokens()),
     Row("cohere", hf("CohereForCausalLM", **_DECODER), tokens()),
     Row("granite", hf("GraniteForCausalLM", **_DECODER), tokens()),
     Row("starcoder2", hf("Starcoder2ForCausalLM", **_DECODER), tokens()),
-    Row("glm4", hf("Glm4ForCausalLM", head_dim=8, **_DECODER), tokens()),
+    Row("glm4", hf("Glm4ForCausalLM", head_dim=8, **_DECODER), tokens(), nothing=("parallel/*",)),
     Row("persimmon", hf("PersimmonForCausalLM", **_DECODER), tokens()),
     Row(
-        "mixtral", hf("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, **_DECODER), tokens()
+        "mixtral",
+        hf("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, **_DECODER),
+        tokens(),
+        nothing=("parallel/*",),
     ),
     Row(
         "qwen3-moe",
@@ -245,6 +248,7 @@ MORE = (
             **_DECODER,
         ),
         tokens(),
+        nothing=("parallel/*",),
     ),
     Row(
         "mamba",
@@ -257,18 +261,7 @@ MORE = (
             **_IDS,
         ),
         tokens(mask=False),
-    ),
-    Row(
-        "rwkv",
-        hf(
-            "RwkvForCausalLM",
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            num_hidden_layers=2,
-            attention_hidden_size=32,
-            **_IDS,
-        ),
-        tokens(mask=False),
+        nothing=("parallel/*",),
     ),
     Row(
         "mpt",

@@ -90,3 +90,23 @@ def test_what_contradicts_the_stored_scaling_is_refused():
     model.extra = nn.Linear(8, 2)
     with pytest.raises(UserError, match=r"'extra\.weight'"):
         param_groups(model, lr=0.1)
+
+
+def test_epsilon_follows_the_gradients_and_every_rule_can_be_switched_off():
+    model = Tied()
+    eps = {name: group["eps"] for group in param_groups(model, lr=0.1, eps=1e-6) for name in group["names"]}
+    assert eps == pytest.approx({"first.weight": 5e-7, "first.bias": 5e-7, "second.weight": 5e-7})
+    groups = param_groups(model, lr=0.1, weight_decay=0.2, scale_weight_decay=False, scale_eps=False)
+    assert {(group["weight_decay"], group["eps"]) for group in groups} == {(0.2, 1e-8)}
+    assert len({group["lr"] for group in groups}) == 3
+    optimizer = torch.optim.AdamW(param_groups(model, lr=0.1, eps=1e-6), lr=0.1)
+    assert {group["eps"] for group in optimizer.param_groups} == {5e-7}
+    assert all("eps" not in group for group in param_groups(model, lr=0.1, optimizer="sgd"))
+
+
+def test_asking_twice_changes_nothing():
+    model = Tied()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    first, second = (param_groups(model, lr=0.1, weight_decay=0.3) for _ in range(2))
+    assert first == second
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())

@@ -1,0 +1,72 @@
+"""`sparsify transform --base` and the other options that say what scaling is relative to."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+import sparsify
+from sparsify import api, cli
+from sparsify.archive import wrap
+from tests.scaling.widths import MODELS, built
+
+BASE, WIDE = 16, 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    build, example, _ = MODELS["transformer"]
+    args = (example(0),)
+    for name, width in (("small", BASE), ("large", WIDE)):
+        api.save(wrap(api.trace(built(build, width), args)), path / f"{name}.pt2")
+    sparsify.save_base(sparsify.load(path / "small.pt2"), path / "small.json")
+    return path
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    def call(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["sparsify", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        assert (stopped.value.code or 0) == code, captured.err
+        return captured
+
+    return call
+
+
+@pytest.mark.parametrize("base", ["small.pt2", "small.json"])
+def test_the_base_is_a_model_or_its_description(run, folder, tmp_path, base):
+    out = tmp_path / "out.pt2"
+    options = ("--family", "masked", "--sparsity", "0.5", "--base", folder / base, "--output-multiplier", "2")
+    run("transform", folder / "large.pt2", "-o", out, *options)
+    scaling = sparsify.load(out).sparsify.scaling
+    assert scaling["layers.0.attention.q.weight"].m_in == WIDE / BASE
+    assert scaling["head.weight"].forward == 2 * BASE / WIDE
+    assert [one.head_size_base for one in scaling.attention] == [BASE // 2] * 2
+
+
+def test_what_cannot_be_a_base_is_named(run, folder, tmp_path):
+    other = tmp_path / "other.json"
+    description = json.loads((folder / "small.json").read_text())
+    description["tensors"] = description["tensors"][1:]
+    other.write_text(json.dumps(description))
+    words = ("transform", folder / "large.pt2", "-o", tmp_path / "out.pt2", "--base")
+    assert "base lacks tokens.weight" in run(*words, other, code=1).err
+    assert "missing.json" in run(*words, tmp_path / "missing.json", code=1).err
+    assert not (tmp_path / "out.pt2").exists()
+
+
+def test_rates_behind_batchnorm_are_an_option(run, tmp_path):
+    build, example, _ = MODELS["resnet"]
+    api.save(wrap(api.trace(built(build, 8), (example(0),))), tmp_path / "model.pt2")
+    rates = []
+    for flag in ((), ("--lr-behind-batchnorm",)):
+        out = tmp_path / "out.pt2"
+        run("transform", tmp_path / "model.pt2", "-o", out, "--family", "masked", "--sparsity", "0.75", *flag)
+        rates.append(sparsify.load(out).sparsify.scaling["layer1.conv1.weight"].adam_lr)
+    assert rates == [1.0, pytest.approx(4.0, rel=0.01)]

@@ -15,6 +15,7 @@ from sparsify.passes.dense import DenseTensor
 from sparsify.passes.preserve import DEFAULT_NEW_CONNECTIONS, Sheet, check_preservable, fill
 from sparsify.passes.record import Record
 from sparsify.passes.recover import check_defined, cut_off, layer_errors, recover
+from sparsify.scaling import Scaling
 
 
 @torch.no_grad()
@@ -105,13 +106,30 @@ def sheet_from(record: Record, new_connections: float, seed: int) -> Sheet:
 
     Raises:
         SparsifyError: The record has no plan.
+        UserError: The model multiplies what no weights can make up for.
     """
     if record.plan is None or record.scaling is None:
         raise SparsifyError("a model without a plan has nothing to place")
+    _check_multipliers(record.scaling, record.ties)
     names = {tensor.key: tensor.name for tensor in record.dense}
     sources = {e.new: names[e.old] for e in record.parameter_map if e.how != "added" and e.old in names}
     dense = {tensor.name: tensor for tensor in record.dense}
     return Sheet(record.plan, record.scaling, dense, sources, seed, new_connections)
+
+
+def _check_multipliers(scaling: Scaling, ties: tuple[tuple[str, ...], ...]) -> None:
+    tied = {name for tie in ties for name in tie}
+    shared = [one.fqn for one in scaling.tensors if one.role == "readout" and one.fqn in tied]
+    why = ""
+    if scaling.attention:
+        why = f"it multiplies the logits of {len(scaling.attention)} attentions (base= of another head size)"
+    elif shared and scaling.input_multiplier != 1.0:
+        why = f"{shared[0]} is the table of an embedding too, which input_multiplier applies to"
+    if why:
+        raise UserError(
+            f"no weights make this model compute what a dense one does: {why}; transform the dense model "
+            "without that option"
+        )
 
 
 def _record(model: nn.Module) -> Record:

@@ -215,3 +215,20 @@ def test_kept_weights_have_no_other_base(wide, base):
         sparsify.transform(wide, base=base, **options)
     with pytest.raises(UserError, match="input_multiplier changes what the model computes"):
         sparsify.transform(wide, input_multiplier=2.0, **options)
+
+
+def test_a_dense_checkpoint_does_not_fit_behind_other_logits(wide, base):
+    options = {"family": "masked", "sparsity": 0.5}
+    model = sparsify.transform(wide, base=base, **options)
+    given = {key: value for key, value in model.state_dict().items() if not key.endswith("_mask")}
+    for verb in (
+        lambda: sparsify.load_dense(model, given),
+        lambda: sparsify.dense_state_dict(model),
+    ):
+        with pytest.raises(UserError, match="logits of 2 attentions"):
+            verb()
+    multiplied = sparsify.transform(wide, input_multiplier=2.0, output_multiplier=3.0, **options).eval()
+    dense = built(MODELS["transformer"][0], WIDE)
+    dense.load_state_dict(sparsify.dense_state_dict(multiplied))
+    x = MODELS["transformer"][1](1)
+    torch.testing.assert_close(multiplied(x), dense(x), rtol=1e-4, atol=1e-5)

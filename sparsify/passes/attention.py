@@ -156,10 +156,11 @@ def _before(node: Node) -> float:
     for operand in _operands(node)[:2]:
         while True:
             factor = _constant(operand)
-            if factor is None and operator_name(operand) not in _MOVES:
+            moved = operand.op == "call_function" and operator_name(operand) in _MOVES
+            if factor is None and not moved:
                 break
             total *= 1.0 if factor is None else factor
-            operand = next(source for source in operand.all_input_nodes)
+            operand = operand.all_input_nodes[0]
     return total
 
 

@@ -23,13 +23,25 @@ def base_of(traced: Traced, facts: Facts | None = None, *, values: bool = True) 
         values: Whether to look at weights; without, only names, shapes and roles are filled in.
     """
     known = facts if facts is not None else facts_of(traced)
-    sizes = {group.id: group.size for group in known.groups}
-    layers = {layer.weight: layer for layer in reversed(known.layers)}
-    parameters = traced.module.named_parameters(remove_duplicate=False)
+    found = attentions(traced.module)
     return Base(
-        tuple(_tensor(name, tensor, layers.get(name), sizes, values) for name, tensor in parameters),
-        tuple(BaseAttention(one.head_size, one.scale) for one in attentions(traced.module)),
+        base_tensors(traced, known, values=values),
+        tuple(BaseAttention(one.head_size, one.scale) for one in found),
     )
+
+
+def base_tensors(traced: Traced, facts: Facts, *, values: bool = True) -> tuple[BaseTensor, ...]:
+    """Describes the parameters of a dense model, under each of their names.
+
+    Args:
+        traced: The model.
+        facts: Its facts.
+        values: As for `base_of`.
+    """
+    sizes = {group.id: group.size for group in facts.groups}
+    layers = {layer.weight: layer for layer in reversed(facts.layers)}
+    parameters = traced.module.named_parameters(remove_duplicate=False)
+    return tuple(_tensor(name, tensor, layers.get(name), sizes, values) for name, tensor in parameters)
 
 
 def _tensor(

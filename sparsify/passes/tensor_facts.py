@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from sparsify.graph.facts import Facts, LayerFacts
 from sparsify.graph.following import evaluate
 from sparsify.graph.traced import Traced
-from sparsify.passes.base_model import base_of
+from sparsify.passes.base_model import base_tensors
 from sparsify.passes.parts import Inside, Part, inside, parts
 from sparsify.planning import Plan
 from sparsify.planning.schema import PlanLayer, PlanTensor
@@ -38,7 +38,7 @@ def tensor_facts(
         plan: A plan that fits it.
         base_model: The dense base that everything is relative to; the given model where there is none.
     """
-    base = base_model if base_model is not None else base_of(traced, facts, values=False)
+    base = base_model if base_model is not None else Base(base_tensors(traced, facts, values=False))
     table = parts(traced, facts, plan)
     once = {name for name, _ in traced.module.named_parameters()}
     uses = _uses(facts, traced.ties)

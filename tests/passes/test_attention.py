@@ -47,6 +47,22 @@ def einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhij,bhjd->bhid", logits.softmax(-1), v)
 
 
+class OfInputs(nn.Module):
+    """Inputs that are called as operators are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, t: Tensor, mul: Tensor) -> Tensor:
+        return self.head((t @ mul.transpose(-1, -2)).softmax(-1) @ mul)
+
+
+def test_inputs_with_names_of_operators_are_no_operators():
+    traced = sparsify.trace(OfInputs().eval(), (torch.zeros(2, 5, 8), torch.zeros(2, 5, 8)))
+    assert [(one.head_size, one.scale) for one in attentions(traced.module)] == [(8, 1.0)]
+
+
 WRITTEN = {
     "fused": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), SIZE**-0.5),
     "fused with a factor": (lambda q, k, v: F.scaled_dot_product_attention(q * 0.5, k, v, scale=0.3), 0.15),

@@ -150,7 +150,8 @@ def _match_modules(result: nn.Module, facts: Facts, widths: Mapping[str, int]) -
         match_parameters(module)
         if isinstance(module, _ConvNd) and name in groups:
             module.groups = groups[name]
-            module.in_channels = module.weight.shape[1] * module.groups
+            if not module.transposed:
+                module.in_channels = module.weight.shape[1] * module.groups
 
 
 def _rewrite_literals(result: GraphModule, facts: Facts, widths: Mapping[str, int]) -> None:

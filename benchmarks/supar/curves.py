@@ -62,13 +62,18 @@ class Curve:
         return min(full, key=lambda rate: full[rate])
 
     @property
+    def bracketed(self) -> bool:
+        """Whether the best rate lies between two that were measured; else the true one may lie beyond."""
+        return {self.best - 1, self.best + 1} <= self.points.keys()
+
+    @property
     def optimum(self) -> float:
         """log2 of the rate at the bottom of the parabola through the best point and its two neighbours.
 
         The best itself where it lies at an end.
         """
         best = self.best
-        if best - 1 not in self.points or best + 1 not in self.points:
+        if not self.bracketed:
             return float(best)
         left, middle, right = (self.points[rate].mean for rate in (best - 1, best, best + 1))
         bend = left - 2 * middle + right
@@ -78,6 +83,7 @@ class Curve:
         """Points and optima."""
         return {
             "best_log2_lr": self.best,
+            "bracketed": self.bracketed,
             "optimum_log2_lr": round(self.optimum, 2),
             "points": {
                 str(rate): {"mean": point.mean, "std": point.spread, "seeds": point.seeds}

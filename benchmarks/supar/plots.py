@@ -41,8 +41,9 @@ def rates(rows: Sequence[Row], path: Path) -> None:
         panel.set(title=label, xlabel="log₂ learning rate")
         panel.grid(alpha=0.25)
         panel.legend(fontsize=7)
-    bottom = min(row.curve.points[row.curve.best].mean for row in rows)
-    top = max(row.curve.points[row.curve.best].mean for row in rows)
+    ended = [row for row in rows if row.curve.bracketed] or rows
+    lowest = [row.curve.points[row.curve.best].mean for row in ended]
+    bottom, top = min(lowest), max(lowest)
     panels[0].set_ylim(bottom - 0.1 * (top - bottom) - 0.01, top + 2 * (top - bottom) + 0.05)
     panels[0].set_ylabel("validation loss (nats)")
     figure.savefig(path, dpi=110)
@@ -57,9 +58,10 @@ def optima(rows: Sequence[Row], path: Path) -> None:
     for index, label in enumerate(labels):
         shown = sorted((row for row in rows if row.label == label), key=lambda row: row.density)
         style: dict[str, Any] = {"color": palette(index), "marker": MARKERS[index % len(MARKERS)]}
-        densities = [row.density for row in shown]
-        left.plot(densities, [row.curve.optimum for row in shown], label=label, **style)
-        best = [row.curve.points[row.curve.best] for row in shown]
+        ended = [row for row in shown if row.curve.bracketed]
+        densities = [row.density for row in ended]
+        left.plot(densities, [row.curve.optimum for row in ended], label=label, **style)
+        best = [row.curve.points[row.curve.best] for row in ended]
         _losses(right, densities, best, style | {"linestyle": ":", "alpha": 0.6}, f"{label}, own best LR")
         moved = [row for row in shown if row.base.best in row.curve.points]
         given = [row.curve.points[row.base.best] for row in moved]

@@ -172,9 +172,9 @@ def write(
 
 
 def _largest_shifts(found: list[Row]) -> dict[str, int]:
-    """The shift farthest from 0 by label, in factors of 2."""
+    """The shift farthest from 0 by label, in factors of 2; curves whose best is at an end are left out."""
     shifts: dict[str, int] = {}
-    for row in found:
+    for row in (row for row in found if row.curve.bracketed and row.base.bracketed):
         shifts[row.label] = max(shifts.get(row.label, 0), row.shift, key=abs)
     return shifts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from ledger import DIVERGED, Cell, Ledger, Run
@@ -26,11 +26,18 @@ def wanted(cell: Cell, ledger: Ledger, start: int, margin: int, also: Sequence[i
     curve = _curve(cell, ledger)
     finite = [rate for rate, loss in curve.items() if loss < DIVERGED]
     rates = {*range(start - margin, start + margin + 1), *also}
+    if first := _missing(cell, rates, ledger):
+        # Half a neighbourhood would send the search the wrong way.
+        return first
     if finite:
         best = min(finite, key=lambda rate: curve[rate])
         rates |= set(range(min(best, start) - margin, max(best, start) + margin + 1))
     elif curve:
         rates.add(min(curve) - 1)
+    return _missing(cell, rates, ledger)
+
+
+def _missing(cell: Cell, rates: Iterable[int], ledger: Ledger) -> list[Run]:
     inside = sorted(rate for rate in rates if LOWEST <= rate <= HIGHEST)
     return [run for rate in inside if (run := Run(cell, rate)) not in ledger]
 

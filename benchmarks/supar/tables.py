@@ -22,7 +22,7 @@ def cells(rows: Sequence[Row]) -> str:
     ]
     for row in sorted(rows, key=lambda row: -row.density):
         curve = row.curve
-        edge = "" if {curve.best - 1, curve.best + 1} <= curve.points.keys() else " (end of the curve)"
+        edge = "" if curve.bracketed else " (curve not finished)"
         best, given = curve.points[curve.best], curve.points.get(row.base.best)
         lines.append(
             f"| {fraction(row.density)} | {row.label} | 2^{curve.best}{edge} | 2^{curve.optimum:.1f} "
@@ -45,7 +45,8 @@ def losses(rows: Sequence[Row]) -> str:
                 entries += ["", ""]
                 continue
             given = row.curve.points.get(row.base.best)
-            entries += [str(given or ""), str(row.curve.points[row.curve.best])]
+            best = str(row.curve.points[row.curve.best]) if row.curve.bracketed else ""
+            entries += [str(given or ""), best]
         lines.append(f"| {' | '.join(entries)} |")
     return "\n".join(lines)
 

@@ -38,6 +38,13 @@ def test_the_best_rate_ends_between_measured_neighbours(tmp_path, optimum, margi
     assert measured == list(range(measured[0], measured[-1] + 1))
 
 
+def test_the_search_goes_to_the_end_of_the_allowed_rates_and_stops(tmp_path):
+    ledger = ledgers.Ledger(tmp_path / "runs.jsonl")
+    _train(ledger, lambda: search.wanted(CELL, ledger, 0, 2), lambda run: 2.0 + 0.01 * run.log2_lr)
+    assert min(ledger.losses(CELL)) == search.LOWEST
+    assert max(ledger.losses(CELL)) == search.HIGHEST
+
+
 def test_rates_that_diverge_are_no_optimum_and_the_search_goes_down(tmp_path):
     ledger = ledgers.Ledger(tmp_path / "runs.jsonl")
     _train(
@@ -69,6 +76,7 @@ def test_the_parabola_finds_an_optimum_between_two_rates(tmp_path):
         ledger.add(ledgers.Run(CELL, rate), {"loss": 2.0 + 0.1 * (rate + 7.7) ** 2})
     curve = curves.Curve.of(CELL, ledger)
     assert curve.best == -8
+    assert curve.bracketed
     assert curve.optimum == pytest.approx(-7.7)
 
 
@@ -89,3 +97,12 @@ def test_a_ledger_reads_back_what_it_wrote_and_drops_a_torn_line(tmp_path):
 
 def test_density_one_is_the_base_whatever_the_parameterization():
     assert CELL.at(1.0, "supar") == CELL.at(1.0, "sp") == CELL
+
+
+def test_a_best_rate_at_the_end_of_a_curve_is_not_called_an_optimum(tmp_path):
+    ledger = ledgers.Ledger(tmp_path / "runs.jsonl")
+    for rate in (-9, -8, -7):
+        ledger.add(ledgers.Run(CELL, rate), {"loss": 2.0 - 0.1 * rate})
+    curve = curves.Curve.of(CELL, ledger)
+    assert not curve.bracketed
+    assert curve.optimum == curve.best == -7

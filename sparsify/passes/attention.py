@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import isnan, nan, prod, sqrt
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from sparsify.errors import UserError
 from sparsify.graph.dimensions import operator_name
 from sparsify.graph.roles import data_nodes
 from sparsify.graph.verify import propagate
@@ -25,7 +26,7 @@ from sparsify.scaling.base import Base
 
 _MULTIPLY = torch.ops.aten.mul.Tensor
 _FUSED = frozenset({"scaled_dot_product_attention", "ScaledDotProductAttention"})
-_PRODUCTS = frozenset({"matmul", "bmm", "einsum"})
+_PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum"})
 _MOVES = frozenset(
     {"transpose", "permute", "view", "reshape", "expand", "contiguous", "clone", "unsqueeze", "squeeze"}
     | {"flatten", "unflatten", "to", "_to_copy", "type_as", "t", "mT"}
@@ -42,7 +43,8 @@ class Attention:
     Attributes:
         node: The product, or the call of the fused attention.
         head_size: The size that the product sums over.
-        scale: Factor on the logits: fused, or constants that queries, keys or logits are multiplied by.
+        scale: Factor on the logits: fused, or constants that queries, keys or logits are multiplied by. NaN
+            where something is multiplied by no constant: a learned scale, a norm (cosine attention).
     """
 
     node: Node
@@ -59,11 +61,13 @@ def attentions(module: GraphModule) -> tuple[Attention, ...]:
         if name in _FUSED:
             size = _size(node)
             if size is not None:
-                found.append(Attention(node, size, _fused_scale(module, node, size) * _before(node)))
+                found.append(Attention(node, size, _fused_scale(module, node, size) * _before(node, data)))
         elif name in _PRODUCTS and len(_operands(node)) == 2 and all(one in data for one in _operands(node)):
             size, after = _size(node), _to_softmax(node)
             if size is not None and after is not None:
-                found.append(Attention(node, size, _before(node) * after))
+                alpha = node.kwargs.get("alpha", 1.0) if name == "baddbmm" else 1.0
+                fused = float(alpha) if isinstance(alpha, (int, float)) else nan
+                found.append(Attention(node, size, _before(node, data) * fused * after))
     return tuple(found)
 
 
@@ -73,10 +77,19 @@ def attention_scales(module: GraphModule, base: Base) -> tuple[AttentionScale, .
     Args:
         module: The graph of the model.
         base: A base that fits the model.
+
+    Raises:
+        UserError: Head sizes differ, and the graph does not say what the logits are multiplied by.
     """
     found = []
     for own, old in zip(attentions(module), base.attentions, strict=True):
         if own.head_size != old.head_size:
+            if isnan(own.scale) or old.scale is None:
+                raise UserError(
+                    f"base: node {own.node.name} has heads of {own.head_size} and the base heads of "
+                    f"{old.head_size}, and what its logits are multiplied by is no constant of the graph (a "
+                    "learned scale, or a norm); take a base with the same head size and fewer heads"
+                )
             factor = old.scale * old.head_size / (own.scale * own.head_size)
             found.append(AttentionScale(own.node.name, old.head_size, own.head_size, factor))
     return tuple(found)
@@ -114,7 +127,9 @@ class AttentionMultiplier(Pass):
 
 
 def _operands(node: Node) -> list[Node]:
-    given = node.args[1] if operator_name(node) == "einsum" else (*node.args, *node.kwargs.values())[:2]
+    name = operator_name(node)
+    first = 1 if name == "baddbmm" else 0
+    given = node.args[1] if name == "einsum" else (*node.args, *node.kwargs.values())[first : first + 2]
     return [one for one in given if isinstance(one, Node)] if isinstance(given, (list, tuple)) else []
 
 
@@ -122,7 +137,7 @@ def _replace_first(node: Node, scaled: Node) -> None:
     if operator_name(node) == "einsum":
         node.update_arg(1, [scaled, *_operands(node)[1:]])
     else:
-        node.update_arg(0, scaled)
+        node.update_arg(1 if operator_name(node) == "baddbmm" else 0, scaled)
 
 
 def _size(node: Node) -> int | None:
@@ -150,25 +165,41 @@ def _fused_scale(module: GraphModule, node: Node, size: int) -> float:
     return float(scale) if isinstance(scale, (int, float)) else 1 / sqrt(size)
 
 
-def _before(node: Node) -> float:
+def _before(node: Node, data: frozenset[Node]) -> float:
     """Product of the constants that queries and keys are multiplied by."""
     total = 1.0
     for operand in _operands(node)[:2]:
         while True:
-            factor = _constant(operand)
-            moved = operand.op == "call_function" and operator_name(operand) in _MOVES
-            if factor is None and not moved:
+            factor, source = _step(operand, data)
+            total *= factor
+            if source is None:
                 break
-            total *= 1.0 if factor is None else factor
-            operand = operand.all_input_nodes[0]
+            operand = source
     return total
+
+
+def _step(node: Node, data: frozenset[Node]) -> tuple[float, Node | None]:
+    """One step back from queries or keys: what it multiplies by, and what comes before it, if that counts."""
+    if node.op != "call_function":
+        return 1.0, None
+    name, sources = operator_name(node), node.all_input_nodes
+    if name in _MOVES:
+        return 1.0, sources[0]
+    if name in {"mul", "div"}:
+        factor = _constant(node)
+        return (nan, None) if factor is None else (factor, sources[0])
+    if name == "add":  # a bias for all positions: a parameter, perhaps multiplied
+        varying = [source for source in sources if source in data]
+        return 1.0, varying[0] if len(varying) == 1 and len(sources) == 2 else None
+    return 1.0, None
 
 
 def _to_softmax(node: Node) -> float | None:
     """Product of the constants between a product and a softmax, or None where there is no softmax."""
     total, reached = 1.0, node
     for reached in _chain(node):
-        total *= _constant(reached) or 1.0
+        if operator_name(reached) in {"mul", "div"}:
+            total *= _constant(reached) or nan
         if operator_name(reached) in {"softmax", "_softmax"}:
             return total
     return None

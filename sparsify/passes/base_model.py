@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import isnan, sqrt
 
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ def base_of(traced: Traced, facts: Facts | None = None, *, values: bool = True) 
     found = attentions(traced.module)
     return Base(
         base_tensors(traced, known, values=values),
-        tuple(BaseAttention(one.head_size, one.scale) for one in found),
+        tuple(BaseAttention(one.head_size, None if isnan(one.scale) else one.scale) for one in found),
     )
 
 

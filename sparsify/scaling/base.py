@@ -48,11 +48,11 @@ class BaseAttention:
 
     Attributes:
         head_size: The size d that the product sums over.
-        scale: Factor s of the model's own on the logits; 1/√d as a rule.
+        scale: Factor s of the model's own on the logits; 1/√d as a rule. None where it is no constant.
     """
 
     head_size: int
-    scale: float
+    scale: float | None
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ class Base:
         try:
             tensors = tuple(_tensor(entry) for entry in data["tensors"])
             attentions = tuple(
-                BaseAttention(int(one["head_size"]), float(one["scale"])) for one in data["attentions"]
+                BaseAttention(int(one["head_size"]), None if one["scale"] is None else float(one["scale"]))
+                for one in data["attentions"]
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the base cannot be read: {error!r}; write it anew with save_base") from error

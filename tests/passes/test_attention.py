@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsify
+from sparsify.errors import UserError
 from sparsify.passes.attention import attentions
 from tests.models import MODELS
 
@@ -63,7 +64,20 @@ def test_inputs_with_names_of_operators_are_no_operators():
     assert [(one.head_size, one.scale) for one in attentions(traced.module)] == [(8, 1.0)]
 
 
+def added(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Alibi as Bloom adds it, and a bias on scaled queries."""
+    q, k, v = ((part * 0.5 + torch.ones(SIZE)).flatten(0, 1) for part in (q, k, v))
+    logits = torch.baddbmm(torch.zeros(1, 1, 1), q, k.transpose(1, 2), beta=1.0, alpha=0.5)
+    return logits.softmax(-1).bmm(v).unflatten(0, (-1, HEADS))
+
+
+def cosine(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)
+    return (logits * 10.0).softmax(-1) @ v
+
+
 WRITTEN = {
+    "baddbmm behind a bias": (added, 0.125),
     "fused": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), SIZE**-0.5),
     "fused with a factor": (lambda q, k, v: F.scaled_dot_product_attention(q * 0.5, k, v, scale=0.3), 0.15),
     "spelled out": (lambda q, k, v: (q @ k.transpose(-1, -2)).softmax(-1) @ v, 1.0),
@@ -79,6 +93,17 @@ def test_however_it_is_written(product, scale):
     traced = sparsify.trace(Written(product).eval(), (torch.zeros(2, 5, 16),))
     found = [(one.head_size, one.scale) for one in attentions(traced.module)]
     assert found == ([] if scale is None else [(SIZE, pytest.approx(scale))])
+
+
+def test_cosine_attention_has_no_factor_and_needs_a_base_of_its_head_size():
+    traced = sparsify.trace(Written(cosine).eval(), (torch.zeros(2, 5, 16),))
+    (attention,) = attentions(traced.module)
+    assert math.isnan(attention.scale)
+    base = sparsify.api._base(traced, (), None)
+    sparsify.transform(traced, base=base, family="masked", sparsity=0.0, only=("qkv",))
+    small = type(base)(base.tensors, (type(base.attentions[0])(SIZE // 2, None),))
+    with pytest.raises(UserError, match=r"heads of 8 and the base heads of 4.*no constant"):
+        sparsify.transform(traced, base=small, family="masked", sparsity=0.0, only=("qkv",))
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])

@@ -128,13 +128,18 @@ def exit_codes(*, debug: bool = False) -> Iterator[None]:
     except SparsifyError as error:
         if debug:
             traceback.print_exc()
-        stderr.print(Text("error: ", style="bold red").append(Text(str(error), style="default")))
+        stderr.print(
+            Text("error: ", style="bold red").append(Text(str(error), style="default")), soft_wrap=True
+        )
         code = EXIT_CHECK_FAILED if isinstance(error, (CheckFailedError, ParityError)) else EXIT_USER_ERROR
         raise SystemExit(code) from error
     except OSError as error:
         if debug:
             traceback.print_exc()
-        stderr.print(Text("error: ", style="bold red").append(Text(_os_message(error), style="default")))
+        stderr.print(
+            Text("error: ", style="bold red").append(Text(_os_message(error), style="default")),
+            soft_wrap=True,
+        )
         raise SystemExit(EXIT_USER_ERROR) from error
     except (KeyboardInterrupt, BrokenPipeError) as error:
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 0) from error

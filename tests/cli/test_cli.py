@@ -166,3 +166,8 @@ def test_a_corrupt_file_gets_a_clear_error(run, model_file, tmp_path):
 def test_runtime_and_lowering_load_no_torch():
     code = "import sys, sparsify.runtime, sparsify.lowering; sparsify.lower; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_error_is_one_line_however_long_a_path_is(run, tmp_path):
+    missing = tmp_path / ("deep" * 30) / "model.pt2"
+    assert str(missing) in run("inspect", missing, code=1).err

@@ -165,7 +165,7 @@ def write(
             plots.rates(rows_, folder / f"{name}_rates.png")
             plots.optima(rows_, folder / f"{name}_optima.png")
     if document is not None and document.exists():
-        written = {name: tables.cells(rows_) for name, rows_ in found.items()}
+        written = {name: _section(name, rows_, folder.name) for name, rows_ in found.items()}
         written |= {f"{name} losses": tables.losses(rows_) for name, rows_ in found.items()}
         _refresh(document, written | {"tune": tables.tuning(size, ledger)})
     return summary
@@ -177,6 +177,12 @@ def _largest_shifts(found: list[Row]) -> dict[str, int]:
     for row in (row for row in found if row.curve.bracketed and row.base.bracketed):
         shifts[row.label] = max(shifts.get(row.label, 0), row.shift, key=abs)
     return shifts
+
+
+def _section(name: str, found: Sequence[Row], folder: str) -> str:
+    if not found:
+        return "Not run yet."
+    return f"{tables.cells(found)}\n\n![loss against learning rate]({folder}/{name}_rates.png)"
 
 
 def _refresh(document: Path, written: dict[str, str]) -> None:

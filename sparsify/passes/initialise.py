@@ -144,7 +144,7 @@ def _warn(trained: list[str], of_base: bool) -> None:
     warnings.warn(
         f"the given weights look trained ({shown}), and init='scratch' does not keep them: new weights are "
         "drawn at the default standard deviation of their module types (base_std= overrides it). "
-        "family='masked' with init='preserve' keeps trained weights",
+        "init='preserve' keeps trained weights, in every family",
         UserWarning,
         stacklevel=2,
     )

@@ -53,7 +53,7 @@ def tensor_facts(
                 rewritten[weight] = _Rewritten(traced, part.layer, fact, base[weight], plan.widths)
             found.append(rewritten[weight].fact(part))
         elif part.fqn in once:
-            found.append(_whole(traced, facts, part.fqn, uses, density, base[part.fqn].shape, plan.widths))
+            found.append(_whole(traced, facts, part.fqn, uses, density, base[part.fqn], plan.widths))
     return tuple(found)
 
 
@@ -63,16 +63,22 @@ def _whole(
     name: str,
     uses: Mapping[str, Sequence[LayerFacts]],
     density: Mapping[str, float],
-    before: tuple[int, ...],
+    base: BaseTensor,
     widths: Mapping[str, int],
 ) -> TensorFacts:
     """A parameter that stays one."""
+    before = base.shape
     after = tuple(dim.evaluate(widths) for dim in facts.parameters[name])
     layer = _leading(uses.get(name, []))
     if layer is None:
         return TensorFacts(name, _other_role(traced.module, name), 1, 1, prod(before), prod(after))
-    role = next(role for role in _PRECEDENCE if role == layer.role)
-    (in_base, out_base), (fan_in, fan_out) = (_fans(s, layer.kind == "embedding") for s in (before, after))
+    role = next(role for role in _PRECEDENCE if role == _role(layer))
+    if layer.role == "transposed":
+        groups = layer.groups.evaluate(widths)
+        (in_base, out_base), (fan_in, fan_out) = _fans_back(before, base.groups), _fans_back(after, groups)
+    else:
+        table = layer.kind == "embedding"
+        (in_base, out_base), (fan_in, fan_out) = _fans(before, table), _fans(after, table)
     return TensorFacts(
         name, role, in_base, fan_in, out_base, fan_out, density.get(name, 1.0), layer.batchnorm_follows
     )
@@ -215,8 +221,13 @@ def _uses(facts: Facts, ties: Sequence[Sequence[str]]) -> dict[str, list[LayerFa
 
 
 def _leading(layers: Sequence[LayerFacts]) -> LayerFacts | None:
-    ranked = [layer for role in _PRECEDENCE for layer in layers if layer.role == role]
+    ranked = [layer for role in _PRECEDENCE for layer in layers if _role(layer) == role]
     return ranked[0] if ranked else None
+
+
+def _role(layer: LayerFacts) -> str:
+    """A transposed convolution follows the table as a hidden layer, with its own fans."""
+    return "hidden" if layer.role == "transposed" else layer.role
 
 
 def _fans(shape: tuple[int, ...], table: bool) -> tuple[int, int]:
@@ -224,6 +235,11 @@ def _fans(shape: tuple[int, ...], table: bool) -> tuple[int, int]:
     if table:
         return shape[0], shape[1]
     return max(1, prod(shape[1:])), shape[0]
+
+
+def _fans_back(shape: tuple[int, ...], groups: int) -> tuple[int, int]:
+    """Fans of a transposed convolution's weight [in, out/groups, *kernel]."""
+    return max(1, shape[0] // groups * prod(shape[2:])), shape[1] * groups
 
 
 def _other_role(module: torch.fx.GraphModule, name: str) -> Role:

@@ -1,7 +1,10 @@
 """Roles, fans and densities of every parameter, as the scaling table reads them."""
 
 import pytest
+import torch
+from torch import nn
 
+import sparsify
 from sparsify.passes.tensor_facts import tensor_facts
 from tests.passes.rewriting import Rewriting
 
@@ -47,3 +50,22 @@ def test_depthwise_keeps_its_fan_in():
     _, found = facts_by_name("flatten_cnn")
     fact = found["depthwise.weight"]
     assert (fact.role, fact.fan_in, fact.fan_in_base) == ("depthwise", 9, 9)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution_is_scaled_by_its_own_fans(groups):
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 8, 2, stride=2, groups=groups),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+    )
+    made = sparsify.transform(model.eval(), (torch.randn(2, 3, 8, 8),), sparsity=0.75, multiple=2)
+    up = made.get_submodule("4")
+    scale = made.sparsify.scaling["4.weight"]
+    assert up.in_channels > 32
+    assert (scale.m_in, scale.m_out) == (up.in_channels / 32, up.out_channels / 8)
+    assert scale.adam_lr == pytest.approx(32 / up.in_channels)

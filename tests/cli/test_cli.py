@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify import api, cli
+from sparsify import api
 from sparsify.archive import wrap
 
 
@@ -33,19 +33,6 @@ def model_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.pt"
     api.save(wrap(api.trace(Net(), (torch.zeros(2, 1, 8, 8),))), path)
     return path
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def call(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["sparsify", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        assert (stopped.value.code or 0) == code, captured.err
-        return captured
-
-    return call
 
 
 def as_json(captured):

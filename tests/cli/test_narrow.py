@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 
 import pytest
 import torch
 
-from sparsify import api, cli
+from sparsify import api
 from sparsify.archive import wrap
 from tests.models import MLP
 
@@ -25,16 +25,8 @@ def model_file(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    def call(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["sparsify", "narrow", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        assert (stopped.value.code or 0) == code, captured.err
-        return captured
-
-    return call
+def run(run):
+    return partial(run, "narrow")
 
 
 def test_dead_units_go_and_the_object_says_which(run, model_file, tmp_path):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 import typer
 from torch import nn
 
-from sparsify import api, cli
+from sparsify import api
 from sparsify._study_commands import amount, amounts
 from sparsify.archive import wrap
 
@@ -24,19 +23,6 @@ def model_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.pt2"
     api.save(wrap(api.trace(model, (torch.zeros(2, 1, 8, 8),))), path)
     return path
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def call(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["sparsify", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        assert (stopped.value.code or 0) == code, captured.err
-        return captured
-
-    return call
 
 
 CHECK = ("--densities", "1,1/4", "--steps", "2", "--seeds", "1", "--lr", "2^-7")

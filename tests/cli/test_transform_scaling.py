@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
 import sparsify
-from sparsify import api, cli
+from sparsify import api
 from sparsify.archive import wrap
 from tests.scaling.widths import MODELS, built
 
@@ -24,19 +23,6 @@ def folder(tmp_path_factory):
         api.save(wrap(api.trace(built(build, width), args)), path / f"{name}.pt2")
     sparsify.save_base(sparsify.load(path / "small.pt2"), path / "small.json")
     return path
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def call(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["sparsify", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        assert (stopped.value.code or 0) == code, captured.err
-        return captured
-
-    return call
 
 
 @pytest.mark.parametrize("base", ["small.pt2", "small.json"])

@@ -50,7 +50,7 @@ class Size:
     seeds: int = SEEDS
     axes: tuple[str, ...] = ("sigma", "alpha_in", "alpha_out")
     start: int = -8
-    margin: int = 2
+    margin: int = 1
 
 
 QUICK = Size(
@@ -101,12 +101,12 @@ def tuned(size: Size, ledger: Ledger) -> tuple[Bases | None, list[Run]]:
 def _descend(cell: Cell, axes: tuple[str, ...], size: Size, ledger: Ledger) -> tuple[Cell, list[Run]]:
     """One axis after the other: doubles and halves it until the lowest loss lies between two higher ones."""
     rate = size.start
-    missing = wanted(cell, ledger, rate, min(size.margin, 1))
+    missing = wanted(cell, ledger, rate, size.margin)
     for axis in axes:
         while not missing:
             rate = _seed_zero_best(cell, ledger)
             beside = [_changed(cell, axis, factor) for factor in (0.5, 2.0)]
-            missing = [run for one in beside for run in wanted(one, ledger, rate, min(size.margin, 1))]
+            missing = [run for one in beside for run in wanted(one, ledger, rate, size.margin)]
             if missing:
                 break
             best = min((cell, *beside), key=lambda one: _lowest(one, ledger))
@@ -192,10 +192,9 @@ class Effort:
     seeds: int
 
 
-def efforts(size: Size) -> tuple[Effort, Effort, Effort]:
-    """The rounds: every optimum once, then with all seeds, then with more of the curve around it."""
-    near = min(size.margin, 1)
-    return Effort(near, 1), Effort(near, size.seeds), Effort(size.margin, size.seeds)
+def efforts(size: Size) -> tuple[Effort, Effort]:
+    """The rounds: every optimum once, then with all seeds."""
+    return Effort(size.margin, 1), Effort(size.margin, size.seeds)
 
 
 def _curves(bases: Mapping[Cell, Cell], ledger: Ledger, effort: Effort) -> list[Run]:

@@ -180,7 +180,9 @@ def _parameters(model: Any) -> dict[str, int]:
     from sparsify.masks import masked_parameters
 
     stored = sum(parameter.numel() for parameter in model.parameters())
-    cut = sum(int((~entry.mask).sum()) for entry in masked_parameters(model).values())
+    cut = sum(
+        entry.mask.numel() - int(entry.mask.count_nonzero()) for entry in masked_parameters(model).values()
+    )
     return {"stored": stored, "nonzero": stored - cut}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsify.masks.exact import count, random_mask, topk_mask
+from sparsify.masks.exact import count, magnitude_mask, random_mask, topk_mask
 from sparsify.masks.module import SparseGraphModule
 from sparsify.masks.patterns import Pattern, Unstructured, parse_pattern
 from sparsify.masks.state import (
@@ -29,6 +29,7 @@ __all__ = [
     "parse_pattern",
     "random_mask",
     "set_mask",
+    "magnitude_mask",
     "topk_mask",
     "verify_masks",
     "zero_outside",

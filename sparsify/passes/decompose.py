@@ -195,7 +195,7 @@ def _passing(
 def _fill_up(factors: Factors, nnz: tuple[int, int], std: float, generator: torch.Generator) -> None:
     """Gives what is left of the counts to the free units: drawn inputs, outputs of value zero."""
     free = factors.free
-    left = nnz[0] - int(factors.u_mask.sum()), nnz[1] - int(factors.v_mask.sum())
+    left = nnz[0] - int(factors.u_mask.count_nonzero()), nnz[1] - int(factors.v_mask.count_nonzero())
     if free and left[0]:
         count = min(left[0], free * factors.u.shape[1])
         block = spread(free, factors.u.shape[1], count, generator)
@@ -207,7 +207,7 @@ def _fill_up(factors: Factors, nnz: tuple[int, int], std: float, generator: torc
         count = min(left[1], free * factors.v.shape[0])
         factors.v_mask[:, -free:] = spread(free, factors.v.shape[0], count, generator).T
     for mask, count in ((factors.u_mask, nnz[0]), (factors.v_mask, nnz[1])):
-        missing = count - int(mask.sum())
+        missing = count - int(mask.count_nonzero())
         if missing:
             rest = (~mask).reshape(-1).nonzero().reshape(-1)
             mask.view(-1)[rest[random_mask(rest.shape, missing, generator)]] = True

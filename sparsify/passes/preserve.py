@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparsify.errors import UserError
-from sparsify.masks.exact import topk_mask
+from sparsify.masks.exact import magnitude_mask
 from sparsify.masks.state import SUFFIX, masked_parameters, set_mask
 from sparsify.passes.contract import Context
 from sparsify.passes.dense import DenseTensor, corner, dense_tensors
@@ -225,7 +225,7 @@ class _Placer:
         path, _, leaf = name.rpartition(".")
         if all(place is None for place in places):
             parameter.copy_(old)
-            mask = topk_mask(parameter.abs(), nnz)
+            mask = magnitude_mask(parameter, nnz)
         else:
             source = generator(self._sheet.seed, "connect", name, parameter.device)
             mask = place_masked(parameter, old, places, nnz, self._sheet.new_connections, source)

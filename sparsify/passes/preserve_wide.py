@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sparsify.masks.exact import random_mask, topk_mask
+from sparsify.masks.exact import magnitude_mask, random_mask
 from sparsify.passes.connect import drawn_std, spread
 from sparsify.passes.dense import corner, others
 
@@ -56,7 +56,7 @@ def place_masked(
     mask = torch.zeros(new.shape, dtype=torch.bool, device=new.device)
     free = new.numel() - old.numel()
     given = min(free, max(nnz - old.numel(), min(round(share * nnz), nnz - 1)))
-    inside = topk_mask(old.abs(), nnz - given)
+    inside = magnitude_mask(old, nnz - given)
     place_plain(new, old * inside, places, 0)
     mask[corner(places, tuple(old.shape))] = inside.to(mask.device)
     kernel = prod(new.shape[2:])

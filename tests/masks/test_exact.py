@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsify.errors import SparsifyError, UserError
-from sparsify.masks import count, random_mask, topk_mask
+from sparsify.masks import count, magnitude_mask, random_mask, topk_mask
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0, float("-inf"), float("inf")]), min_size=1), st.data())
@@ -28,11 +28,23 @@ def test_topk_takes_any_dtype_and_shape(dtype):
     assert mask.flatten().nonzero().flatten().tolist() == [19, 20, 21, 22, 23]
 
 
+@given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 2.0]), min_size=1), st.data())
+@settings(max_examples=60, deadline=None)
+def test_magnitude_mask_is_topk_of_the_magnitudes_and_leaves_the_weight_alone(values, data):
+    k = data.draw(st.integers(0, len(values)))
+    weight = torch.tensor(values)
+    assert torch.equal(magnitude_mask(weight, k), topk_mask(weight.abs(), k))
+    assert weight.tolist() == values
+    assert torch.equal(magnitude_mask(weight.double(), k), magnitude_mask(weight, k))
+
+
 def test_topk_refuses_nan_and_impossible_counts():
     with pytest.raises(SparsifyError, match="NaN"):
         topk_mask(torch.tensor([1.0, float("nan"), 2.0]), 1)
     with pytest.raises(SparsifyError, match="cannot keep 4 of 3"):
         topk_mask(torch.zeros(3), 4)
+    with pytest.raises(SparsifyError, match="NaN"):
+        magnitude_mask(torch.tensor([1.0, float("nan"), 2.0]), 1)
 
 
 @given(st.integers(1, 300), st.data(), st.integers(0, 2**31))

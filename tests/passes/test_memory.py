@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -27,7 +28,7 @@ def transform(given):
     return sparsify.transform(given, (torch.randn(2, 8),), **options)
 
 transform(model(64, 2))
-given = model(1536, 4)
+given = model(int(sys.argv[3]), 4)
 gc.collect()
 open("/proc/self/clear_refs", "w").write("5")
 before = resident("VmRSS")
@@ -36,16 +37,24 @@ tensors = [*made.parameters(), *made.buffers()]
 sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
 print(json.dumps({"extra": resident("VmHWM") - before, "result": sum(sizes), "largest": max(sizes)}))
 """
-SLACK = 48 << 20
+SLACK = 24 << 20
+# Freed memory goes back at once, so that the peak is that of the tensors and not of the allocator's reserve.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-@pytest.mark.parametrize(("family", "init"), [("wide", "scratch"), ("masked", "preserve")])
-def test_one_extra_copy_of_the_largest_tensor(family, init):
+@pytest.mark.parametrize(
+    ("family", "init", "width"), [("wide", "scratch", "1536"), ("masked", "preserve", "3072")]
+)
+def test_one_extra_copy_of_the_largest_tensor(family, init, width):
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, family, init], capture_output=True, text=True, check=True
+        [sys.executable, "-c", SCRIPT, family, init, width],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | ENVIRONMENT,
     )
     peak = json.loads(run.stdout.splitlines()[-1])
     assert peak["extra"] <= peak["result"] + peak["largest"] + SLACK
     assert peak["extra"] >= 0.9 * peak["result"]
-    assert peak["result"] > peak["largest"] + SLACK or family == "masked"
+    assert peak["largest"] > SLACK

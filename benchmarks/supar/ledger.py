@@ -31,6 +31,7 @@ class Cell:
         rate_behind_norm: CNN only: the learning rates of convolutions before a BatchNorm are corrected too.
         steps: Optimizer steps.
         batch: Windows or images in a step.
+        base_width: Width of the dense proxy that was tuned, where the model is wider than it; else 0.
     """
 
     model: str = "gpt"
@@ -46,6 +47,7 @@ class Cell:
     rate_behind_norm: bool = False
     steps: int = 150
     batch: int = 8
+    base_width: int = 0
 
     def at(self, density: float, parameterization: str, **changes: Any) -> Cell:
         """The cell with this density and parameterization; at density 1 the base itself."""

@@ -30,6 +30,9 @@ class Size:
         cnn: Densities of the CNN.
         longer: Densities trained longer.
         times: How much longer.
+        proxy: Width of the small dense model that a large sparse one is tuned on.
+        large: Width of that large one.
+        transfer: Its densities.
         seeds: Seeds around every optimum.
         axes: What is tuned of the base, one after the other, in factors of 2.
         start: log2 of the first learning rate of the tuning.
@@ -47,6 +50,9 @@ class Size:
     cnn: tuple[float, ...] = (1 / 4, 1 / 16)
     longer: tuple[float, ...] = (1 / 32, 1 / 8)
     times: int = 4
+    proxy: int = 64
+    large: int = 256
+    transfer: tuple[float, ...] = (1 / 4, 1 / 16)
     seeds: int = SEEDS
     axes: tuple[str, ...] = ("sigma", "alpha_in", "alpha_out")
     start: int = -8
@@ -65,6 +71,9 @@ QUICK = Size(
     cnn=(1 / 4,),
     longer=(1 / 4,),
     times=2,
+    proxy=32,
+    large=64,
+    transfer=(1 / 4,),
     seeds=1,
     axes=(),
     start=-4,
@@ -246,6 +255,33 @@ def longer(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run
     return _curves({cell: own[cell.parameterization] for cell in longer_cells(size, bases)}, ledger, effort)
 
 
+def proxies(size: Size, ledger: Ledger) -> tuple[Bases | None, list[Run]]:
+    """Like `tuned`, for the small models of part 5."""
+    return tuned(replace(size, width=size.proxy), ledger)
+
+
+def transfer_cells(size: Size, small: Bases) -> list[Cell]:
+    """Large sparse models with the settings of a dense one a quarter as wide."""
+    return [
+        replace(small.of(kind), width=size.large, base_width=size.proxy).at(density, kind)
+        for density in size.transfer
+        for kind in ("supar", "mup", "sp")
+    ]
+
+
+def transfer(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
+    """Part 5: tuned on a dense model a quarter as wide."""
+    small, missing = proxies(size, ledger)
+    if small is None:
+        return missing
+    missing = _curves({base: base for base in (small.mup, small.sp)}, ledger, effort)
+    if missing:
+        return missing
+    return _curves(
+        {cell: small.of(cell.parameterization) for cell in transfer_cells(size, small)}, ledger, effort
+    )
+
+
 def fitted_gamma(size: Size, bases: Bases, ledger: Ledger) -> float:
     """γ that would keep the optimum where the base's is, from μP's drift under RigL.
 
@@ -269,8 +305,8 @@ def cnn(size: Size, ledger: Ledger, effort: Effort) -> list[Run]:
     return missing or _curves(dict.fromkeys(cnn_cells(size), base), ledger, effort)
 
 
-PARTS = ("tune", "grid", "wide", "rigl", "cnn", "longer")
-_OF_GPTS = {"grid": grid, "wide": wide, "rigl": rigl, "longer": longer}
+PARTS = ("tune", "grid", "wide", "transfer", "rigl", "cnn", "longer")
+_OF_GPTS = {"grid": grid, "wide": wide, "transfer": transfer, "rigl": rigl, "longer": longer}
 
 
 def missing_runs(size: Size, ledger: Ledger, part: str | None = None) -> Iterator[Run]:

@@ -25,7 +25,9 @@ from parts import (
     grid_cells,
     longer_bases,
     longer_cells,
+    proxies,
     rigl_cells,
+    transfer_cells,
     tuned,
     wide_cells,
 )
@@ -93,11 +95,21 @@ def collect(size: Size, ledger: Ledger) -> tuple[Bases | None, dict[str, list[Ro
         cells = [(NAMES[kind], base, base) for kind, base in own.items()]
         cells += [(_name(c), c, own[c.parameterization]) for c in longer_cells(size, bases)]
         found["longer"] = rows(cells, ledger)
+        found["transfer"] = rows(_transfer_cells(size, ledger), ledger)
         found["rigl"] = rows(_rigl_cells(size, bases, ledger), ledger)
     base = cnn_base(size)
     cells = [("dense", base, base)] + [(_cnn_name(cell), cell, base) for cell in cnn_cells(size)]
     found["cnn"] = rows(cells, ledger)
     return bases, found
+
+
+def _transfer_cells(size: Size, ledger: Ledger) -> list[tuple[str, Cell, Cell]]:
+    small, _ = proxies(size, ledger)
+    if small is None:
+        return []
+    own = {kind: small.of(kind) for kind in NAMES}
+    cells = [(NAMES[kind], base, base) for kind, base in own.items()]
+    return cells + [(_name(c), c, own[c.parameterization]) for c in transfer_cells(size, small)]
 
 
 def _rigl_cells(size: Size, bases: Bases, ledger: Ledger) -> list[tuple[str, Cell, Cell]]:

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -65,7 +66,15 @@ def build(cell: Cell, seed: int) -> nn.Module:
             density_exponent=cell.gamma if cell.parameterization == "supar" else None,
             seed=seed,
             base_std=_spread(cell),
+            base=_proxy(cell),
         )
+
+
+def _proxy(cell: Cell) -> nn.Module | None:
+    """The small dense model that σ, α and the learning rate were tuned on; SP knows of no base."""
+    if not cell.base_width or cell.parameterization == "sp":
+        return None
+    return _base(replace(cell, width=cell.base_width), 0)
 
 
 def _base(cell: Cell, seed: int) -> nn.Module:

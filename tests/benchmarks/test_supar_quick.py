@@ -17,7 +17,9 @@ def finished(tmp_path_factory):
     """The output folder of a finished quick study, without the CNN where its images are not installed."""
     folder = tmp_path_factory.mktemp("supar")
     for part in (
-        ((),) if FASHION_MNIST.is_dir() else (["--part", "grid"], ["--part", "wide"], ["--part", "rigl"])
+        ((),)
+        if FASHION_MNIST.is_dir()
+        else (["--part", "grid"], ["--part", "wide"], ["--part", "transfer"], ["--part", "rigl"])
     ):
         study.main(["--quick", "--workers", "0", *part, "-o", str(folder)])
     return folder
@@ -31,6 +33,7 @@ def test_every_part_is_reported(finished):
     summary = json.loads((finished / "quick" / "summary.json").read_text())
     assert {row["label"] for row in summary["grid"]} == {"SμPar", "μP", "SP"}
     assert any(row["cell"]["family"] == "wide" for row in summary["wide"])
+    assert {row["cell"]["base_width"] for row in summary["transfer"]} == {0, 32}
     assert {row["cell"]["gamma"] for row in summary["rigl"]} >= {1.0, 0.5}
     assert (finished / "quick" / "grid_rates.png").stat().st_size > 5000
 

@@ -157,7 +157,7 @@ def transform(
         init=init,
         parameterization=parameterization,
         density_exponent=density_exponent,
-        base=None if base is None else _base(base, args, kwargs, traced),
+        base=None if base is None else as_base(base, args, kwargs, traced),
         lr_behind_batchnorm=lr_behind_batchnorm,
         input_multiplier=input_multiplier,
         output_multiplier=output_multiplier,
@@ -192,18 +192,29 @@ def save_base(
         UnsupportedModelError: The model cannot be captured.
         UserError: The model was rewritten, or does not run on the example.
     """
-    found = _base(model, args, kwargs)
+    found = as_base(model, args, kwargs)
     found.save(path)
     return found
 
 
-def _base(
+def as_base(
     base: nn.Module | Traced | Base | str | Path,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
     model: Traced | None = None,
 ) -> Base:
-    """Describes a base; a module is traced on the example, else on what the traced model was traced on."""
+    """Describes a base, whichever way it was given.
+
+    Args:
+        base: The small dense model, its trace, its description, or the file that holds that.
+        args: Example positional inputs of a model.
+        kwargs: Example keyword inputs of a model.
+        model: The large model's trace, whose example is taken where there is no other.
+
+    Raises:
+        UnsupportedModelError: The model cannot be captured.
+        UserError: The file holds no base, or the model was rewritten or does not run on the example.
+    """
     if isinstance(base, Base):
         return base
     if isinstance(base, str | Path):

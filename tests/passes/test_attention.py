@@ -99,7 +99,7 @@ def test_cosine_attention_has_no_factor_and_needs_a_base_of_its_head_size():
     traced = sparsify.trace(Written(cosine).eval(), (torch.zeros(2, 5, 16),))
     (attention,) = attentions(traced.module)
     assert math.isnan(attention.scale)
-    base = sparsify.api._base(traced, (), None)
+    base = sparsify.api.as_base(traced, (), None)
     sparsify.transform(traced, base=base, family="masked", sparsity=0.0, only=("qkv",))
     small = type(base)(base.tensors, (type(base.attentions[0])(SIZE // 2, None),))
     with pytest.raises(UserError, match=r"heads of 8 and the base heads of 4.*no constant"):
@@ -117,7 +117,7 @@ def test_models_of_transformers_have_one_a_layer(name):
 def test_queries_are_multiplied_where_the_head_size_differs(product):
     """Twice the head size of a base whose factor does not depend on it: the logits are halved."""
     traced = sparsify.trace(Written(product).eval(), (torch.zeros(2, 5, 16),))
-    base = sparsify.api._base(traced, (), None)
+    base = sparsify.api.as_base(traced, (), None)
     (attention,) = base.attentions
     small = type(base)(base.tensors, (type(attention)(SIZE // 2, attention.scale),))
     model = sparsify.transform(traced, base=small, family="masked", sparsity=0.0, only=("qkv",))

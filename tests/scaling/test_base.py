@@ -20,7 +20,7 @@ BASE, WIDE = 16, 32
 
 def description(name="transformer", width=BASE):
     build, example, _ = MODELS[name]
-    return sparsify.api._base(built(build, width), (example(0),), None)
+    return sparsify.api.as_base(built(build, width), (example(0),), None)
 
 
 @pytest.fixture(scope="module")

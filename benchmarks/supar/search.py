@@ -48,14 +48,20 @@ def _curve(cell: Cell, ledger: Ledger) -> dict[int, float]:
 
 
 def best_rate(cell: Cell, ledger: Ledger) -> int:
-    """log2 of the best rate: by the mean over seeds where several were run, else by seed 0.
+    """log2 of the best rate: by the mean over seeds once the best of seed 0 and two others have them all.
+
+    While seeds are still being added, the rates that happen to have more of them say nothing.
 
     Raises:
         ValueError: Nothing was run.
     """
     losses = ledger.losses(cell)
-    most = max((len(seeds) for seeds in losses.values()), default=0)
+    curve = _curve(cell, ledger)
+    first = min(curve, key=lambda rate: curve[rate])
+    most = max(len(seeds) for seeds in losses.values())
     means = {rate: fmean(seeds.values()) for rate, seeds in losses.items() if len(seeds) == most}
+    if len(means) < 3 or first not in means:
+        return first
     return min(means, key=lambda rate: means[rate])
 
 

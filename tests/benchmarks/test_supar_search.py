@@ -106,3 +106,15 @@ def test_a_best_rate_at_the_end_of_a_curve_is_not_called_an_optimum(tmp_path):
     curve = curves.Curve.of(CELL, ledger)
     assert not curve.bracketed
     assert curve.optimum == curve.best == -7
+
+
+def test_seeds_that_come_one_by_one_do_not_move_the_centre(tmp_path):
+    ledger = ledgers.Ledger(tmp_path / "runs.jsonl")
+
+    def loss(run):
+        return 2.0 + 0.1 * (run.log2_lr + 8) ** 2 + 0.001 * run.seed
+
+    _train(ledger, lambda: search.wanted(CELL, ledger, -8, 1), loss)
+    while runs := search.more_seeds(CELL, ledger, 3):
+        ledger.add(runs[0], {"loss": loss(runs[0])})
+    assert sorted(ledger.losses(CELL)) == [-9, -8, -7]

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from sparsify.errors import ParityError, Refusal, UserError
 from sparsify.graph.channel_rules import follow
 from sparsify.graph.constant_rules import constants
+from sparsify.graph.dead_units import dead_units, readers
 from sparsify.graph.extents import Extents
 from sparsify.graph.facts import Facts
 from sparsify.graph.facts import facts as facts_of
 from sparsify.graph.poly import Poly
 from sparsify.graph.traced import Traced
+from sparsify.graph.units import Units, find_units
 from sparsify.masks.module import SparseGraphModule
 from sparsify.masks.state import masked_parameters
 from sparsify.passes.narrow_apply import remaining, take_out
 from sparsify.passes.narrow_check import allowed, difference
-from sparsify.passes.narrow_dead import dead_units, readers
 from sparsify.passes.narrow_record import narrowed_record
-from sparsify.passes.narrow_units import Units, find_units
 from sparsify.passes.record import Record
 
 KEY = "narrowing"

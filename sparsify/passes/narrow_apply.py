@@ -13,13 +13,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from sparsify.errors import SparsifyError
 from sparsify.graph.canonical import complete
+from sparsify.graph.dead_units import Reader, taken_over
 from sparsify.graph.facts import Facts
 from sparsify.graph.resize import match_parameters
+from sparsify.graph.units import Units, is_gone
 from sparsify.graph.verify import propagate, with_literal
 from sparsify.masks.module import SparseGraphModule
 from sparsify.masks.state import SUFFIX, attach_hooks
-from sparsify.passes.narrow_dead import Reader, taken_over
-from sparsify.passes.narrow_units import Units, is_gone
 
 
 def take_out(

@@ -16,7 +16,7 @@ from sparsify.graph.channels import Channels
 from sparsify.graph.constant_rules import is_padded, per_group
 from sparsify.graph.constants import Constants, Known
 from sparsify.graph.dimensions import CONVOLUTIONS, Call, operator_name
-from sparsify.passes.narrow_units import Units, is_gone
+from sparsify.graph.units import Units, is_gone
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsify.errors import SparsifyError, UserError
-
-
-def count(numel: int, density: float) -> int:
-    """Number of active entries that a density means, rounded half to even, at least 1.
-
-    Args:
-        numel: Entries in all, at least 1.
-        density: Kept share, in (0, 1].
-
-    Raises:
-        UserError: When the density is outside (0, 1].
-    """
-    if not 0.0 < density <= 1.0:
-        raise UserError(f"density must lie in (0, 1], got {density}")
-    return min(numel, max(1, round(density * numel)))
+from sparsify.errors import SparsifyError
 
 
 def topk_mask(scores: Tensor, k: int) -> Tensor:

@@ -1,100 +1,42 @@
-"""What a mask may look like. A new pattern is one class and one row of `_PATTERNS`."""
+"""What a mask may look like. A new pattern is one rule, one file beside this one and one row of `_MASKS`."""
 
 from __future__ import annotations
 
-import math
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any
 
-import torch
-from torch import Tensor
+from sparsify.masks.blocks import Blocks
+from sparsify.masks.fan_in import FanIn
+from sparsify.masks.matrix import from_matrix, to_matrix
+from sparsify.masks.n_m import NM
+from sparsify.masks.pattern import Pattern
+from sparsify.masks.unstructured import Unstructured
+from sparsify.pattern_rules import BlocksRule, FanInRule, NMRule, PatternRule, UnstructuredRule, parse_rule
 
-from sparsify.errors import SparsifyError, UserError
-from sparsify.masks.exact import count, random_mask, topk_mask
+__all__ = [
+    "NM",
+    "Blocks",
+    "FanIn",
+    "Pattern",
+    "Unstructured",
+    "from_matrix",
+    "parse_pattern",
+    "to_matrix",
+]
 
-
-class Pattern(ABC):
-    """A family of masks: how they are made, checked, and how fine their density can be set.
-
-    Attributes:
-        name: The text that `parse_pattern` reads.
-    """
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def mask_from_scores(self, scores: Tensor, density: float) -> Tensor:
-        """Mask of this pattern that keeps the largest scores.
-
-        Args:
-            scores: Of the weight's shape, outputs first.
-            density: Kept share, in (0, 1].
-
-        Returns:
-            Bool tensor of the same shape with an exact count of active entries.
-        """
-
-    @abstractmethod
-    def random(
-        self, shape: Sequence[int], density: float, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Random mask of this pattern with the same exact count."""
-
-    @abstractmethod
-    def check(self, mask: Tensor) -> None:
-        """Raises SparsifyError when a mask is not of this pattern."""
-
-    @abstractmethod
-    def step(self, shape: Sequence[int]) -> float:
-        """Smallest difference between two densities that this pattern can make at this shape."""
-
-
-class Unstructured(Pattern):
-    """Any entry may be active."""
-
-    name: ClassVar[str] = "unstructured"
-
-    def mask_from_scores(self, scores: Tensor, density: float) -> Tensor:
-        """See `Pattern.mask_from_scores`; the count is density · numel, rounded half to even."""
-        return topk_mask(scores, count(scores.numel(), density))
-
-    def random(
-        self, shape: Sequence[int], density: float, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """See `Pattern.random`."""
-        return random_mask(shape, count(math.prod(shape), density), generator)
-
-    def check(self, mask: Tensor) -> None:
-        """See `Pattern.check`: every bool tensor will do."""
-        if mask.dtype != torch.bool:
-            raise SparsifyError(f"a mask must be a bool tensor, got {mask.dtype}")
-
-    def step(self, shape: Sequence[int]) -> float:
-        """See `Pattern.step`: one entry."""
-        return 1.0 / math.prod(shape)
-
-
-def _unavailable(text: str) -> Pattern:
-    raise UserError(f"pattern '{text}' is not available in this version; use 'unstructured'")
-
-
-_PATTERNS: tuple[tuple[re.Pattern[str], Callable[[str], Pattern]], ...] = (
-    (re.compile(r"unstructured"), lambda text: Unstructured()),
-    (re.compile(r"fan-in"), _unavailable),
-    (re.compile(r"\d+:\d+"), _unavailable),
-    (re.compile(r"\d+x\d+"), _unavailable),
-)
+_MASKS: dict[type[PatternRule], Callable[[Any], Pattern]] = {
+    UnstructuredRule: lambda rule: Unstructured(),
+    FanInRule: lambda rule: FanIn(),
+    NMRule: lambda rule: NM(rule.n, rule.m),
+    BlocksRule: lambda rule: Blocks(rule.r, rule.c),
+}
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Reads a pattern's name: `unstructured`, `fan-in`, `N:M` or `RxC`.
+    """Reads a pattern's name: `unstructured`, `fan-in`, `N:M` (2:4) or `RxC` (4x1: 4 outputs, 1 input).
 
     Raises:
-        UserError: When the name is unknown, or this version does not have the pattern.
+        UserError: When the name is unknown, or its numbers make no pattern.
     """
-    for expression, make in _PATTERNS:
-        if expression.fullmatch(text):
-            return make(text)
-    raise UserError(f"unknown pattern '{text}'; known are unstructured, fan-in, N:M (2:4), RxC (4x1)")
+    rule = parse_rule(text)
+    return _MASKS[type(rule)](rule)

@@ -94,6 +94,12 @@ def transform(out: Output, data: Mapping[str, Any]) -> None:
         f"parameters: {parameters['dense']:,} dense, {parameters['stored']:,} stored, "
         f"{parameters['nonzero']:,} non-zero"
     )
+    if data["scaling"]:
+        scaling = data["scaling"]
+        out.line(
+            f"scaling: {scaling['parameterization']}, density exponent {scaling['density_exponent']:g}, "
+            f"relative to {scaling['base'] or 'the given model'}"
+        )
     if data.get("preserve"):
         _preserved(out, data["preserve"])
     if data["output"]:

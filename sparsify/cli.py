@@ -12,6 +12,7 @@ import typer
 
 from sparsify import _views as views
 from sparsify._console import Format, Output, exit_codes
+from sparsify._finetune import finetune
 from sparsify._narrow import narrow
 from sparsify._options import (
     BranchNonlinearityOption,
@@ -32,6 +33,7 @@ from sparsify._options import (
 from sparsify._runtime_commands import bench, bench_layer, lower
 from sparsify._scaling_options import (
     BaseOption,
+    BaseStdOption,
     InputMultiplierOption,
     LrBehindBatchnormOption,
     OutputMultiplierOption,
@@ -160,6 +162,7 @@ def transform(
     lr_behind_batchnorm: LrBehindBatchnormOption = False,
     input_multiplier: InputMultiplierOption = 1.0,
     output_multiplier: OutputMultiplierOption = 1.0,
+    base_std: BaseStdOption = None,
     plan: Annotated[Path | None, typer.Option(help="Plan JSON to apply instead of making one.")] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print the plan and stop; -o writes it as JSON.")
@@ -219,6 +222,7 @@ def transform(
             "lr_behind_batchnorm": lr_behind_batchnorm,
             "input_multiplier": input_multiplier,
             "output_multiplier": output_multiplier,
+            "base_std": base_std,
         },
         new_connections=new_connections,
         inputs=inputs or [],
@@ -235,68 +239,7 @@ def transform(
 app.command()(narrow)
 app.command(name="coord-check")(coord_check)
 app.command()(sweep)
-
-
-@app.command()
-def finetune(
-    model_file: Annotated[Path, typer.Argument(metavar="MODEL", help="Archive to train.")],
-    data_spec: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            help="digits, fashion-mnist[:DIR], npz:FILE, text:FILE_OR_DIR or package.module:function.",
-        ),
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Archive to write.")],
-    method: Annotated[str, typer.Option(help="dense, static or rigl.")] = "rigl",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 128,
-    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
-    lr: Annotated[float | None, typer.Option(help="Base learning rate, as tuned on the dense model.")] = None,
-    weight_decay: Annotated[float, typer.Option(help="Base weight decay.")] = 0.0,
-    clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None,
-    update_every: Annotated[int | None, typer.Option(min=1, help="Steps between topology updates.")] = None,
-    sequence_length: Annotated[int, typer.Option(min=2, help="Bytes in a window of text data.")] = 128,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    trust_pickle: TrustOption = False,
-    model: FactoryOption = None,
-    seed: SeedOption = 0,
-    output_format: FormatOption = Format.text,
-) -> None:
-    """Train a model with fixed or changing masks; checkpoints, log and plot go to OUT.ckpt/.
-
-    Example: sparsify finetune sparse.pt2 --data digits --method rigl -o trained.pt2
-    """
-    from sparsify import commands
-
-    out = Output(output_format)
-    options = {
-        "method": method,
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "optimizer": optimizer,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "clip": clip,
-        "update_every": update_every,
-        "sequence_length": sequence_length,
-        "device": device,
-        "resume": resume,
-        "seed": seed,
-    }
-    data = commands.finetune(
-        model_file,
-        data_spec,
-        output,
-        {key: value for key, value in options.items() if value is not None},
-        trust_pickle=consent(trust_pickle, out),
-        factory=model,
-    )
-    out.result(data)
-    views.finetune(out, data)
+app.command()(finetune)
 
 
 @app.command()

@@ -129,7 +129,7 @@ def transform(
     """Rewrites a dense model file; with `plan_only` makes and writes the plan only."""
     from sparsify import api
     from sparsify._print_after import printer
-    from sparsify._scaling_options import with_base
+    from sparsify._scaling_options import resolved, summary
     from sparsify.passes.preserve import plan_defaults
 
     observe = printer(print_after, say) if print_after else None
@@ -147,6 +147,7 @@ def transform(
         return _plan_summary(plan) | {
             "parameters": _planned_parameters(traced, plan),
             "weights": None,
+            "scaling": None,
             "output": str(output) if output else None,
             "plan": json.loads(text),
         }
@@ -160,7 +161,7 @@ def transform(
         seed=seed,
         new_connections=new_connections,
         observe=observe,
-        **with_base(scaling or {}, inputs=inputs, trust_pickle=trust_pickle, factory=factory),
+        **resolved(scaling or {}, traced, inputs=inputs, trust_pickle=trust_pickle, factory=factory),
         **(plan_options if given is None else {}),
     )
     if output is None:
@@ -171,6 +172,7 @@ def transform(
     return _plan_summary(record.plan) | {
         "parameters": {"dense": record.parameters_dense} | _parameters(rewritten),
         "weights": record.weights,
+        "scaling": summary(record.scaling, (scaling or {}).get("base")),
         "preserve": record.preserve,
         "output": str(output),
     }
@@ -242,28 +244,6 @@ def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def finetune(
-    path: Path,
-    data: str,
-    output: Path,
-    options: Mapping[str, Any],
-    *,
-    trust_pickle: Consent = False,
-    factory: str | None = None,
-) -> dict[str, Any]:
-    """Trains a model file and writes the trained archive."""
-    from sparsify import api
-
-    model = load_model(path, trust_pickle=trust_pickle, factory=factory)
-    result = api.finetune(model, data, output=output, **options)
-    return {
-        "metrics": result.metrics,
-        "density": result.density,
-        "output": str(output),
-        "checkpoints": str(result.checkpoints) if result.checkpoints else None,
-    }
 
 
 def export(

@@ -29,11 +29,35 @@ def folder(tmp_path_factory):
 def test_the_base_is_a_model_or_its_description(run, folder, tmp_path, base):
     out = tmp_path / "out.pt2"
     options = ("--family", "masked", "--sparsity", "0.5", "--base", folder / base, "--output-multiplier", "2")
-    run("transform", folder / "large.pt2", "-o", out, *options)
+    said = run("transform", folder / "large.pt2", "-o", out, *options, "--format", "json").out
     scaling = sparsify.load(out).sparsify.scaling
+    expected = {"parameterization": "supar", "density_exponent": 1.0, "base": str(folder / base)}
+    assert json.loads(said)["scaling"] == expected
     assert scaling["layers.0.attention.q.weight"].m_in == WIDE / BASE
     assert scaling["head.weight"].forward == 2 * BASE / WIDE
     assert [one.head_size_base for one in scaling.attention] == [BASE // 2] * 2
+
+
+def test_the_scaling_in_force_is_said(run, folder, tmp_path):
+    words = ("transform", folder / "small.pt2", "-o", tmp_path / "out.pt2", "--parameterization", "mup")
+    words += ("--density-exponent", "0.5")
+    said = json.loads(run(*words, "--format", "json").out)["scaling"]
+    assert said == {"parameterization": "mup", "density_exponent": 0.5, "base": None}
+    assert "scaling: mup, density exponent 0.5, relative to the given model" in run(*words).out
+    assert json.loads(run(*words, "--plan-only", "--format", "json").out)["scaling"] is None
+
+
+def test_initial_spreads_are_given_by_name_or_pattern(run, folder, tmp_path):
+    out = tmp_path / "out.pt2"
+    words = ("transform", folder / "small.pt2", "-o", out, "--family", "masked", "--sparsity", "0.5")
+    run(*words, "--base-std", "layers.*=0.25", "--base-std", "layers.1.up.weight=0.5")
+    model = sparsify.load(out)
+    weights, scaling = dict(model.named_parameters()), model.sparsify.scaling
+    for name, std in (("layers.0.up.weight", 0.25), ("layers.1.up.weight", 0.5)):
+        active = weights[name][weights[name] != 0]
+        assert active.std().item() == pytest.approx(std * scaling[name].init_std, rel=0.2)
+    assert "fits 'blocks.*'" in run(*words, "--base-std", "blocks.*=1", code=1).err
+    assert "'layers.*'" in run(*words, "--base-std", "layers.*", code=2).err
 
 
 def test_what_cannot_be_a_base_is_named(run, folder, tmp_path):

@@ -249,16 +249,23 @@ def refuse_rewritten(model: nn.Module) -> None:
 
 
 def finetune(
-    model: nn.Module, data: Any, *, output: str | Path | None = None, method: str = "rigl", **options: Any
+    model: nn.Module,
+    data: Any,
+    *,
+    output: str | Path | None = None,
+    method: str = "rigl",
+    distill: nn.Module | str | Path | None = None,
+    **options: Any,
 ) -> FinetuneResult:
     """Trains a model on a data SPEC with fixed or changing masks and saves the result.
 
     Args:
-        model: A transformed or loaded model, or any `nn.Module` with `method="dense"`.
+        model: A transformed or loaded model, or any `nn.Module` with a method that takes dense models.
         data: Data SPEC (`digits`, `fashion-mnist[:DIR]`, `npz:FILE`, `text:FILE_OR_DIR`,
             `package.module:function`).
         output: Archive to write; checkpoints and logs go to `<output>.ckpt/` while training.
-        method: `dense`, `static` or `rigl`.
+        method: `dense`, or one of `sparsify.dst.METHODS`: static, set, rigl, srigl, sparse-momentum, gmp, ….
+        distill: Teacher whose outputs count beside the targets, or its file; as a rule the dense model.
         **options: Options of `sparsify.train.finetune`: epochs, steps, batch_size, optimizer, lr, ….
 
     Returns:
@@ -266,12 +273,15 @@ def finetune(
 
     Raises:
         UserError: A data SPEC, method or option that does not fit.
+        TrainingDivergedError: A loss, gradient or weight is not finite any more; the last good checkpoint is
+            kept.
     """
-    result = train.finetune(model, data, output=output, method=method, **options)
+    teacher = load(distill) if isinstance(distill, str | Path) else distill
+    result = train.finetune(model, data, output=output, method=method, distill=teacher, **options)
     if output is not None:
         trained = result.model
         if not isinstance(trained, SparseGraphModule):
-            trained = archive.wrap(trace(trained, result.example_args))
+            trained = archive.wrap(trace(trained, result.example_args, result.example_kwargs))
         save(trained, output)
     return result
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sparsify import api, commands
+from sparsify._finetune import finetune_file
 from sparsify.archive import wrap
 from sparsify.demo.model import DigitsCNN
 from sparsify.demo.report import write_report
@@ -112,7 +113,7 @@ def _finetune(
 ) -> dict[str, Any]:
     how = ("--method", method, "--steps", str(steps), *TRAINING, "--seed", str(seed))
     journal.note("finetune", source, "--data", "digits", *how, "-o", output)
-    return commands.finetune(
+    return finetune_file(
         journal.folder / source,
         "digits",
         journal.folder / output,

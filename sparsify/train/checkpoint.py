@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
 from sparsify.errors import UserError
+from sparsify.masks import set_mask
+from sparsify.masks.state import SUFFIX
 
 VERSION = 1
 _TENSOR = "__tensor__"
@@ -72,9 +74,17 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Copies parameters and buffers (masks among them) into a model, in place.
 
+    Masks that the run gave to a model that started without are set anew.
+
     Raises:
         UserError: When the model's names or shapes differ.
     """
+    own = model_state(model)
+    for name, tensor in state.items():
+        parameter = name.removesuffix(SUFFIX)
+        if name not in own and parameter != name and parameter in own and tensor.dtype == torch.bool:
+            owner, _, leaf = parameter.rpartition(".")
+            set_mask(model.get_submodule(owner), leaf, tensor.to(own[parameter].device))
     own = model_state(model)
     differing = [
         name

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sparsify.graph.traced import Traced
+from sparsify.train.calling import output_tensor, predict
 from sparsify.train.data import Data
-from sparsify.train.objective import loss_of, output_tensor, predict
+from sparsify.train.objective import loss_of
 
 SEQUENCES, EXAMPLES, TOKENS = 8, 64, 1024
 _SHAPE_ONLY = {

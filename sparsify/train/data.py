@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import UserError
+from sparsify.train.functions import import_function
 
 Task = Literal["classification", "language", "regression"]
 
@@ -28,6 +28,23 @@ class Batch:
         """The batch on a device."""
         kwargs = {name: tensor.to(device) for name, tensor in self.kwargs.items()}
         return Batch(tuple(tensor.to(device) for tensor in self.args), kwargs, self.targets.to(device))
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in at most `count` parts of nearly equal size, none of them empty."""
+        if count == 1:
+            return [self]
+        number = min(count, len(self.targets))
+        args = [tensor.tensor_split(number) for tensor in self.args]
+        kwargs = {name: tensor.tensor_split(number) for name, tensor in self.kwargs.items()}
+        targets = self.targets.tensor_split(number)
+        return [
+            Batch(
+                tuple(pieces[i] for pieces in args),
+                {name: pieces[i] for name, pieces in kwargs.items()},
+                targets[i],
+            )
+            for i in range(number)
+        ]
 
 
 class Examples(Protocol):
@@ -143,7 +160,7 @@ def checksum(tensors: Sequence[Tensor]) -> int:
     for tensor in tensors:
         value = zlib.crc32(repr((tensor.dtype, tuple(tensor.shape))).encode(), value)
         value = zlib.crc32(
-            tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"", value
+            tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"", value
         )
     return value
 
@@ -151,32 +168,47 @@ def checksum(tensors: Sequence[Tensor]) -> int:
 def from_arrays(name: str, arrays: Mapping[str, Any]) -> Data:
     """Data from `x_train`, `y_train`, `x_test` and `y_test`, or from `x` and `y`, split 3:1.
 
-    Integer targets are classes, floating-point targets are values to regress. float64 becomes float32, uint8
-    inputs (images) become float32, other integers int64.
+    An `x` is one array, or a mapping of arrays for a model that takes its inputs by name (`input_ids`,
+    `attention_mask`). Integer targets are classes, floating-point targets are values to regress. float64
+    becomes float32, uint8 inputs (images) become float32, other integers int64.
 
     Raises:
         UserError: When names are missing or sizes differ.
     """
     if {"x_train", "y_train", "x_test", "y_test"} <= set(arrays):
-        parts = {key: torch.as_tensor(arrays[key]) for key in ("x_train", "y_train", "x_test", "y_test")}
+        y_train, y_test = torch.as_tensor(arrays["y_train"]), torch.as_tensor(arrays["y_test"])
+        train, test = torch.arange(len(y_train)), torch.arange(len(y_test))
+        x_train, x_test = arrays["x_train"], arrays["x_test"]
     elif {"x", "y"} <= set(arrays):
-        x, y = torch.as_tensor(arrays["x"]), torch.as_tensor(arrays["y"])
-        if len(x) != len(y):
-            raise UserError(f"'{name}': x has {len(x)} examples, y has {len(y)}")
-        train, test = split(y)
-        parts = {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
+        x_train = x_test = arrays["x"]
+        y_train = y_test = torch.as_tensor(arrays["y"])
+        sizes = [len(x) for x in (x_train.values() if isinstance(x_train, Mapping) else [x_train])]
+        if any(size != len(y_train) for size in sizes):
+            raise UserError(f"'{name}': x has {sizes[0]} examples, y has {len(y_train)}")
+        train, test = split(y_train)
     else:
         raise UserError(
             f"'{name}' must hold x_train, y_train, x_test and y_test (or x and y), it holds {sorted(arrays)}"
         )
-    values = parts["y_train"].is_floating_point()
-    targets = torch.float32 if values else torch.int64
+    values = y_train.is_floating_point()
     return Data(
         name,
         "regression" if values else "classification",
-        Arrays((_input(parts["x_train"]),), parts["y_train"].to(targets)),
-        Arrays((_input(parts["x_test"]),), parts["y_test"].to(targets)),
+        _examples(x_train, y_train, train),
+        _examples(x_test, y_test, test),
     )
+
+
+def _examples(x: Any, y: Tensor, index: Tensor) -> Arrays:
+    """The examples of these numbers; more inputs than targets, or fewer, are left for `Arrays` to refuse."""
+    targets = y.to(torch.float32 if y.is_floating_point() else torch.int64)[index]
+    named = {key: torch.as_tensor(array) for key, array in x.items()} if isinstance(x, Mapping) else {}
+    whole = len(index) == len(y)
+    picked = {key: _input(array if whole else array[index]) for key, array in named.items()}
+    if named:
+        return Arrays((), targets, picked)
+    array = torch.as_tensor(x)
+    return Arrays((_input(array if whole else array[index]),), targets)
 
 
 def split(targets: Tensor, share: float = 0.25, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -213,12 +245,7 @@ def from_function(path: str) -> Data:
     Raises:
         UserError: When it cannot be imported, or returns something else.
     """
-    module, _, name = path.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"data '{path}' cannot be imported: {error}") from error
-    result = function()
+    result = import_function(path, "data")()
     if isinstance(result, Data):
         return result
     if isinstance(result, Mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,36 +42,44 @@ class History:
 
 
 def plot(rows: Sequence[Row], path: Path, *, title: str, metric: str) -> None:
-    """Draws losses, the metric, and the learning rate with the density over steps, as a PNG.
+    """Draws losses, the metric, the learning rate, and density with topology churn over steps, as a PNG.
 
     Args:
-        rows: Rows with `step`, `loss`, `lr`, `density`, and now and then `test_loss` and `test_<metric>`.
+        rows: Rows with `step`, `loss`, `lr`, `density`, `churn`, and now and then `test_loss` and
+            `test_<metric>`.
         path: The file to write.
         title: Title of the figure.
         metric: Name of the metric, without `test_`.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    panels = figure.subplot_mosaic([["loss", "metric"], ["lr", "metric"]])
-    top, right, bottom = panels["loss"], panels["metric"], panels["lr"]
-    for axes, column, label in (
-        (top, "loss", "training"),
-        (top, "test_loss", "test"),
-        (right, f"test_{metric}", metric.replace("_", " ")),
-        (bottom, "lr", "learning rate"),
-        (bottom, "density", "density"),
-    ):
-        points = [(row["step"], row[column]) for row in rows if row.get(column) is not None]
-        if points:
-            axes.plot(
-                *zip(*points, strict=True), label=label, marker="o" if column.startswith("test") else None
-            )
-    for axes, name in ((top, "loss"), (right, metric.replace("_", " ")), (bottom, "learning rate, density")):
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    name = metric.replace("_", " ")
+    panels: dict[str, tuple[tuple[str, str, str], ...]] = {
+        "loss": (("loss", "training", "-"), ("test_loss", "test", "o-")),
+        name if metric != "loss" else "gradient norm": (
+            (f"test_{metric}", "test", "o-") if metric != "loss" else ("gradient_norm", "training", "-"),
+        ),
+        "learning rate": (("lr", "learning rate", "-"),),
+        "density, churn": (("density", "density", "-"), ("churn", "exchanged since the last point", ".-")),
+    }
+    drawn = figure.subplots(2, 2)
+    for axes, (label, curves) in zip(drawn.flat, panels.items(), strict=True):
+        found = False
+        for column, legend, style in curves:
+            points = [(row["step"], row[column]) for row in rows if _drawable(row.get(column))]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=legend, markersize=4)
+                found = True
         axes.set_xlabel("step")
-        axes.set_ylabel(name)
+        axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-        axes.legend()
-    bottom.set_yscale("log")
+        if found:
+            axes.legend()
+    drawn[1, 1].set_ylim(-0.02, 1.02)
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
+
+
+def _drawable(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

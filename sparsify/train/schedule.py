@@ -1,8 +1,9 @@
-"""The learning-rate schedule."""
+"""The learning-rate schedules: linear warm-up, then one of three shapes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
@@ -18,5 +19,27 @@ def cosine(step: int, total: int, warmup: int) -> float:
     """
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return 0.5 * (1 + math.cos(math.pi * _progress(step, total, warmup)))
+
+
+def linear(step: int, total: int, warmup: int) -> float:
+    """Factor on the learning rate: linear warm-up, then a straight line towards zero; see `cosine`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1.0 - _progress(step, total, warmup)
+
+
+def constant(step: int, total: int, warmup: int) -> float:
+    """Factor on the learning rate: linear warm-up, then 1; see `cosine`."""
+    return (step + 1) / warmup if step < warmup else 1.0
+
+
+SHAPES: dict[str, Callable[[int, int, int], float]] = {
+    "cosine": cosine,
+    "linear": linear,
+    "constant": constant,
+}
+
+
+def _progress(step: int, total: int, warmup: int) -> float:
+    return min(1.0, (step - warmup) / max(1, total - warmup))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sparsify.errors import UserError
 from sparsify.masks import masked_parameters
 from sparsify.train.data import Data
+from sparsify.train.distill import Distillation
 from sparsify.train.history import Row
 from sparsify.train.loop import Run
-from sparsify.train.options import Options, choose_device
+from sparsify.train.objective import make_loss
+from sparsify.train.options import Options
+from sparsify.train.setting_up import choose_device
 from sparsify.train.sources import load_data
 
 
@@ -22,12 +27,15 @@ class FinetuneResult:
     """What a run gives.
 
     Attributes:
-        metrics: Test metrics of the last step, and `train_loss`, the last batch's.
+        metrics: Test metrics of the last step (with `keep="best"` of the best one), and `train_loss`, the
+            last batch's.
         density: Share of active entries over all masked weights; 1 without masks.
         output: The archive that the caller is to write, if any.
-        history: Rows of the run: step, epoch, lr, loss, density, seconds, and test metrics now and then.
+        history: Rows of the run: step, epoch, lr, loss, gradient_norm, density, churn, seconds, and test
+            metrics now and then.
         model: The trained model, the one that was given.
-        example_args: One training batch's inputs, for tracing a plain module.
+        example_args: Two training examples' inputs, for tracing a plain module.
+        example_kwargs: Those that go by name.
         checkpoints: Folder of `last.safetensors`, `best.safetensors`, `log.csv` and `log.png`, if any.
     """
 
@@ -37,6 +45,7 @@ class FinetuneResult:
     history: tuple[Row, ...]
     model: nn.Module
     example_args: tuple[Tensor, ...]
+    example_kwargs: Mapping[str, Tensor]
     checkpoints: Path | None
 
 
@@ -49,13 +58,16 @@ def finetune(
     progress: bool = True,
     device: str = "auto",
     sequence_length: int = 128,
+    distill: nn.Module | None = None,
+    keep: Literal["last", "best"] = "last",
+    tensorboard: bool = False,
     **options: Any,
 ) -> FinetuneResult:
     """Trains a model in place, with fixed or changing masks.
 
-    Parameter groups follow the parameterization stored in the model; the learning rate warms up and falls as
-    a cosine. Checkpoints go to `<output>.ckpt/`; the archive itself is the caller's to write. The result is
-    the model of the last step, not of the best test metric: choosing by the test examples would flatter it.
+    Parameter groups follow the parameterization stored in the model. Checkpoints go to `<output>.ckpt/`; the
+    archive itself is the caller's to write. The result is the model of the last step unless `keep="best"`:
+    choosing by the test examples flatters the metrics.
 
     Args:
         model: A transformed or loaded model, or any module with `method="dense"`.
@@ -66,24 +78,47 @@ def finetune(
         progress: Show a progress bar on stderr.
         device: `auto`, `cpu`, `cuda`, ….
         sequence_length: Bytes in a window of `text` data.
-        **options: Fields of `Options`: method, epochs, steps, batch_size, optimizer, lr, weight_decay,
-            momentum, warmup, clip, seed, evaluate_every, update_every, drop_fraction, stop_fraction.
+        distill: A teacher, as a rule the dense model, whose outputs count beside the targets.
+        keep: Which weights the model ends with: the `last` step's, or those with the `best` test metric
+            among the sparsest evaluated.
+        tensorboard: Also write TensorBoard events to `<output>.ckpt/tensorboard`.
+        **options: Fields of `Options`: method, epochs, steps, batch_size, accumulate, optimizer, lr,
+            weight_decay, momentum, schedule, warmup, clip, loss, label_smoothing, precision, distill_weight,
+            temperature, seed, evaluate_every, update_every, drop_fraction, stop_fraction, method_options.
 
     Returns:
         Metrics, density, history and the trained model. torch's random generators are left as they were.
 
     Raises:
         UserError: An option, SPEC or checkpoint that does not fit.
-        TrainingDivergedError: The loss is not finite any more; the last good checkpoint is kept.
+        TrainingDivergedError: A loss, gradient or weight is not finite any more; the last good checkpoint is
+            kept.
     """
+    if keep not in ("last", "best"):
+        raise UserError(f"keep is 'last' or 'best', got {keep!r}")
     parsed = Options.parse(options)
     place = choose_device(device)
     source = load_data(data, sequence_length=sequence_length) if isinstance(data, str) else data
+    loss = make_loss(source, parsed.loss, parsed.label_smoothing)
+    teacher = None
+    if distill is not None:
+        teacher = Distillation(distill, weight=parsed.distill_weight, temperature=parsed.temperature)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        run = Run(model, source, parsed.resolve(source), None if output is None else Path(output), place)
+        run = Run(
+            model,
+            source,
+            parsed.resolve(source),
+            loss,
+            None if output is None else Path(output),
+            place,
+            distillation=teacher,
+            tensorboard=tensorboard,
+        )
         if resume:
             run.resume()
         run.train(progress)
+        if keep == "best":
+            run.use_best()
     return _result(run)
 
 
@@ -95,8 +130,9 @@ def _result(run: Run) -> FinetuneResult:
         metrics={**run.metrics, "train_loss": run.loss},
         density=active / sum(entry.mask.numel() for entry in entries) if entries else 1.0,
         output=run.output,
-        history=tuple(run.history.rows),
+        history=tuple(run.log.history.rows),
         model=run.model,
         example_args=batch.args,
+        example_kwargs=batch.kwargs,
         checkpoints=run.folder,
     )

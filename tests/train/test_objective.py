@@ -11,7 +11,8 @@ from torch.nn import functional as F
 import sparsify
 from sparsify.errors import UserError
 from sparsify.train import Arrays, Batch, Data, Windows
-from sparsify.train.objective import evaluate, loss_of, output_tensor, predict
+from sparsify.train.calling import output_tensor, predict
+from sparsify.train.objective import evaluate, loss_of
 
 
 def test_the_loss_is_found_in_every_kind_of_output():

@@ -26,7 +26,7 @@ class FanIn(FanInRule, Pattern):
         """
         fitting(self, scores.shape)
         matrix = to_matrix(scores)
-        alive = (matrix != -torch.inf).any(1)
+        alive = matrix.amax(1) != -torch.inf
         if not alive.any():
             alive = torch.ones_like(alive)
         mask = topk_rows(matrix, self._fan_in(nnz, scores.shape, int(alive.sum())))
@@ -42,11 +42,11 @@ class FanIn(FanInRule, Pattern):
 
     def matches(self, mask: Tensor) -> Tensor:
         """See `Pattern.matches`: per row, whether it is empty or has what most rows have."""
-        counts = to_matrix(mask).sum(1)
+        counts = to_matrix(mask).sum(1, dtype=torch.int32)
         return (counts == 0) | (counts == usual(counts))
 
     def _place(self, mask: Tensor, place: tuple[int, ...]) -> str:
-        counts = to_matrix(mask).sum(1)
+        counts = to_matrix(mask).sum(1, dtype=torch.int32)
         return f"row {place[0]} has {int(counts[place[0]])} active inputs, others have {usual(counts)}"
 
     def _fan_in(self, nnz: int, shape: Sequence[int], rows: int) -> int:

@@ -40,7 +40,8 @@ def patterns_of(model: nn.Module) -> dict[str, Pattern]:
 def check_patterns(model: nn.Module) -> None:
     """Checks that every planned mask keeps to the pattern of the plan.
 
-    Masks on the meta device have no entries to check. An n:m mask on its way there, with more active entries than planned, keeps as many in every group.
+    Masks on the meta device have no entries to check. An n:m mask on its way there, with more active entries
+    than planned, keeps as many in every group.
 
     Raises:
         SparsifyError: Naming the first parameter whose mask does not, and where.

@@ -39,7 +39,7 @@ class NM(NMRule, Pattern):
         return self._counts(mask) == self.n
 
     def _counts(self, mask: Tensor) -> Tensor:
-        return to_matrix(mask).reshape(mask.shape[0], -1, self.m).sum(2)
+        return to_matrix(mask).reshape(mask.shape[0], -1, self.m).sum(2, dtype=torch.int32)
 
     def _place(self, mask: Tensor, place: tuple[int, ...]) -> str:
         row, group = place

@@ -24,6 +24,7 @@ _LAZY = {
     "load_dense": "sparsify.api",
     "dense_state_dict": "sparsify.api",
     "explain": "sparsify.api",
+    "merge_delta": "sparsify.train",
     "coord_check": "sparsify.studies",
     "sweep": "sparsify.studies",
     "lower": "sparsify.lowering",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
     from sparsify.lowering import lower
     from sparsify.studies import coord_check, sweep
+    from sparsify.train import merge_delta
 
 __version__ = "0.1.0"
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "load",
     "load_dense",
     "lower",
+    "merge_delta",
     "narrow",
     "param_groups",
     "plan",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsify.train.adapters import merge_delta
 from sparsify.train.data import Arrays, Batch, Data, Windows
 from sparsify.train.loop import TrainingDivergedError
 from sparsify.train.options import Options
@@ -18,4 +19,5 @@ __all__ = [
     "Windows",
     "finetune",
     "load_data",
+    "merge_delta",
 ]

@@ -102,6 +102,9 @@ class UnstructuredRule(PatternRule):
         return 1
 
 
+UNSTRUCTURED = UnstructuredRule()
+
+
 @dataclass(frozen=True)
 class FanInRule(PatternRule):
     """Every output that is alive reads the same number of inputs."""

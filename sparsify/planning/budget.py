@@ -53,6 +53,20 @@ def width_for(cost: Cost, profile: Profile, sparsity: float, multiple: int | Non
     return _rounded(cost, factor, density, tolerance, lambda widths: density_at(cost, profile, widths))
 
 
+def factor_for(cost: Cost, density: float) -> float:
+    """The width factor, not rounded, at which the model has its FLOPs with every masked weight at `density`.
+
+    Raises:
+        BudgetError: No FLOPs grow with the width.
+    """
+
+    def excess(factor: float) -> float:
+        widths = cost.scaled(factor)
+        return cost.fixed(widths) + density * sum(cost.flops(widths)) - cost.budget
+
+    return _root(excess)
+
+
 def width_for_layers(cost: Cost, sparsity: float, multiple: int | None = None) -> Solution:
     """The per-layer rule: every masked layer keeps its own FLOPs, the rest of the model grows as it does.
 
@@ -107,33 +121,6 @@ def largest_width(cost: Cost, multiple: int = 1) -> float:
     while hundredths > 100 and excess(cost.rounded(hundredths / 100, multiple)) > 0:
         hundredths -= 1
     return hundredths / 100
-
-
-def spend(cost: Cost, solution: Solution, budget: int | None) -> tuple[int, ...]:
-    """Turns densities into exact counts of kept weights.
-
-    Without a budget every count is the nearest integer. With one, counts are rounded down and the FLOPs that
-    are left go to the weights with the largest remainders, so that rounding does not add up.
-
-    Returns:
-        Kept weights of each masked weight, at least 1.
-    """
-    sizes = [round(size) for size in cost.sizes(solution.widths)]
-    exact = [density * size for density, size in zip(solution.densities, sizes, strict=True)]
-    if budget is None:
-        return tuple(_clip(round(want), size) for want, size in zip(exact, sizes, strict=True))
-    counts = [_clip(floor(want), size) for want, size in zip(exact, sizes, strict=True)]
-    price = [flops / size for flops, size in zip(cost.flops(solution.widths), sizes, strict=True)]
-    left = budget - cost.fixed(solution.widths) - sum(p * n for p, n in zip(price, counts, strict=True))
-    for index in sorted(range(len(counts)), key=lambda i: counts[i] - exact[i]):
-        if counts[index] < sizes[index] and left >= price[index] / 2:
-            counts[index] += 1
-            left -= price[index]
-    return tuple(counts)
-
-
-def _clip(count: int, size: int) -> int:
-    return max(1, min(size, count))
 
 
 def _shares(cost: Cost, profile: Profile, widths: Widths) -> tuple[float, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import floor, gcd, prod
+from dataclasses import dataclass, field
+from math import floor, gcd, lcm, prod
 
-from sparsify.graph.facts import Facts, LayerFacts
+from sparsify.graph.facts import Facts, LayerFacts, WidthGroup
+from sparsify.pattern_rules import PatternRule
 
 DEFAULT_MULTIPLE = 8
 """Channels that hardware likes to have in whole."""
@@ -44,6 +45,25 @@ class Weight:
         return sum(layer.flops.evaluate(widths) for layer in self.layers)
 
 
+def blocks_of(weights: Iterable[Weight], rule: PatternRule, base: Widths) -> dict[str, int]:
+    """What the widths of groups must be multiples of, in channels, so that weights can have a pattern.
+
+    Args:
+        weights: The weights that are to have it.
+        rule: The pattern.
+        base: Widths of the given model.
+    """
+    outputs, inputs = rule.multiples
+    blocks: dict[str, int] = {}
+    for weight in weights:
+        layer = weight.layers[0]
+        each = outputs if layer.groups.symbols else outputs * round(layer.groups.evaluate(base))
+        for dim, block in zip(layer.dims, (each, inputs), strict=False):
+            for symbol in dim.symbols:
+                blocks[symbol] = lcm(blocks.get(symbol, 1), block)
+    return blocks
+
+
 def weights_of(facts: Facts, ties: Iterable[Sequence[str]] = ()) -> tuple[Weight, ...]:
     """Gathers the layers by the Parameter they use; ties count as one."""
     first = {key: names[0] for names in ties for key in names}
@@ -62,12 +82,14 @@ class Cost:
         masked: Weights that get a mask.
         dense: Weights that get none.
         widened: Ids of the groups whose width follows the width factor.
+        blocks: By group, what the channels of the pattern come in besides the multiple asked for.
     """
 
     facts: Facts
     masked: tuple[Weight, ...]
     dense: tuple[Weight, ...]
     widened: frozenset[str]
+    blocks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def base(self) -> dict[str, int]:
@@ -94,11 +116,24 @@ class Cost:
         """
         widths = {}
         for group in self.facts.groups:
-            step = multiple // gcd(multiple, group.granularity)
+            step = self._step(group, multiple)
             width = step * floor(group.size * factor / step + 0.5)
             least = step * -(-group.size // step)
             widths[group.id] = max(width, least) if group.id in self.widened else group.size
         return widths
+
+    def neighbours(self, group: WidthGroup, factor: float, multiple: int) -> tuple[int, int]:
+        """The widths right below and above `factor` times a group's, rounded as `rounded` does; often one."""
+        step = self._step(group, multiple)
+        least = step * -(-group.size // step)
+        low = step * floor(group.size * factor / step + 1e-9)
+        high = step * -(-(group.size * factor - 1e-9) // step)
+        return (max(low, least), max(round(high), least))
+
+    def _step(self, group: WidthGroup, multiple: int) -> int:
+        """Units of a group that make whole multiples of channels and whole blocks."""
+        channels = lcm(multiple, self.blocks.get(group.id, 1))
+        return channels // gcd(channels, group.granularity)
 
     def fixed(self, widths: Widths) -> float:
         """FLOPs of everything that is not masked."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from sparsify.errors import BudgetError, Refusal
 from sparsify.graph.facts import Facts, LayerFacts
 from sparsify.graph.readers import OtherReaders
+from sparsify.pattern_rules import NMRule, parse_rule
 from sparsify.planning.cost import Weight
 from sparsify.planning.families import Amount, DenseShape, Parts, build, parallel
-from sparsify.planning.families.factorized import rank_at_width
+from sparsify.planning.families.factorized import rank_at_width, rank_block
 from sparsify.planning.schema import PlanOptions
 
 KINDS = ("linear", "conv1d", "conv2d", "conv3d")
@@ -106,7 +107,8 @@ def choose(around: Surroundings, weight: Weight, options: PlanOptions) -> DropIn
         family = options.family
     else:
         shared = around.claim_on_norm(layer) if nonlinearity == "follows" else None
-        family = "doped" if nonlinearity == "none" or shared else "parallel"
+        whole = nonlinearity != "none" and not shared and _divides(options)
+        family = "parallel" if whole else "doped"
     if family == "parallel":
         return _parallel(around, weight, nonlinearity, options)
     return DropIn(weight, family, nonlinearity if family == "factorized" else "none")
@@ -126,10 +128,14 @@ def numbers(
         root_of(layer),
         shape,
         amount,
+        rule=parse_rule(options.pattern),
         nonlinearity=drop_in.nonlinearity,
         first_only=options.sparse_factors == "first",
         reason=_reason(drop_in),
     )
+    unfit = unfitting(made, options.pattern, shape.groups)
+    if unfit is not None:
+        return Refusal(layer.fqn, "pattern", unfit)
     problem = _problem(made, options)
     if problem is None:
         return made
@@ -151,7 +157,18 @@ def amount_for(
         return Amount(density=density)
     if drop_in.family == "parallel":
         return Amount(density, round(options.width))
-    return Amount(density, rank_at_width(shape_of(drop_in.weight, widths), options.width))
+    block = rank_block(parse_rule(options.pattern), first_only=options.sparse_factors == "first")
+    return Amount(density, rank_at_width(shape_of(drop_in.weight, widths), options.width, block))
+
+
+def unfitting(made: Parts, pattern: str, groups: int) -> str | None:
+    """Why some masked tensor of a layer cannot have a pattern, or None."""
+    rule = parse_rule(pattern)
+    for tensor in made.tensors:
+        reason = rule.refusal(tensor.shape, groups) if tensor.masked else None
+        if reason is not None:
+            return f"pattern {rule.name}: {reason} in {tensor.fqn}"
+    return None
 
 
 def too_wide(drop_ins: Sequence[DropIn], options: PlanOptions, widths: Mapping[str, int]) -> BudgetError:
@@ -167,15 +184,16 @@ def too_wide(drop_ins: Sequence[DropIn], options: PlanOptions, widths: Mapping[s
 
 def _largest_width(drop_in: DropIn, options: PlanOptions, widths: Mapping[str, int]) -> float:
     """Largest width, whole for branches and in hundredths for ranks, at which a layer has its numbers."""
-    shape = shape_of(drop_in.weight, widths)
+    shape, rule = shape_of(drop_in.weight, widths), parse_rule(options.pattern)
     if drop_in.family == "parallel":
-        return shape.size
+        return shape.size // max(1, rule.unit(shape.dims))
     low, high = 0, 100 * shape.size
     while low < high:
         middle = (low + high + 1) // 2
-        amount = Amount(count=rank_at_width(shape, middle / 100))
         first_only = options.sparse_factors == "first"
-        made = build(drop_in.family, "", shape, amount, first_only=first_only)
+        block = rank_block(rule, first_only=first_only)
+        amount = Amount(count=rank_at_width(shape, middle / 100, block))
+        made = build(drop_in.family, "", shape, amount, rule=rule, first_only=first_only)
         low, high = (middle, high) if _problem(made, options) is None else (low, middle - 1)
     return low / 100
 
@@ -207,6 +225,12 @@ def _parallel(
             f"{claim}, so it cannot move into the branches; --branch-nonlinearity inserts one of their own",
         )
     return DropIn(weight, "parallel", nonlinearity)
+
+
+def _divides(options: PlanOptions) -> bool:
+    """Whether branches of the pattern can have the FLOPs of the dense layer."""
+    rule = parse_rule(options.pattern)
+    return not isinstance(rule, NMRule) or rule.m % rule.n == 0
 
 
 def _nonlinearity(layer: LayerFacts, options: PlanOptions) -> str:

@@ -6,10 +6,10 @@ A value was edited where it differs from what the layer's own tensors say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 
 from sparsify.errors import InvalidPlanError
 from sparsify.graph.facts import LayerFacts
+from sparsify.pattern_rules import parse_rule
 from sparsify.planning.cost import Weight
 from sparsify.planning.drop_in import KINDS, DropIn, Surroundings, numbers
 from sparsify.planning.families import DROP_IN, Amount, Parts, masked
@@ -44,11 +44,15 @@ def part_of(
     family = _family(layer, options)
     if family == "dense":
         return None
+    _check_fixed_density(layer, family, options)
     if family in DROP_IN:
         return _drop_in(layer, family, weight, widths, options, around)
-    shape = weight.shape(widths)
-    kept = max(1, min(prod(shape), round(layer.density * prod(shape))))
-    return masked(family, weight.fqn, shape, kept, "masked")
+    shape, rule = weight.shape(widths), parse_rule(options.pattern)
+    where = f"layers ({layer.fqn})"
+    reason = rule.refusal(shape, weight.layers[0].groups.evaluate(widths))
+    if reason is not None:
+        raise InvalidPlanError(f"{where}: pattern {rule.name}: {reason}; make it dense, or change its widths")
+    return masked(family, weight.fqn, shape, rule.count(shape, layer.density), "masked")
 
 
 def _family(layer: PlanLayer, options: PlanOptions) -> str:
@@ -135,6 +139,17 @@ def _check(layer: PlanLayer, weight: Weight, widths: Mapping[str, int]) -> None:
     if layer.rank < 0 or layer.rank % groups:
         raise InvalidPlanError(
             f"{where}.rank: must be a multiple of the layer's {groups} groups, not {layer.rank}"
+        )
+
+
+def _check_fixed_density(layer: PlanLayer, family: str, options: PlanOptions) -> None:
+    """An n:m pattern has one density, which parts made of a dense layer get by themselves."""
+    density = parse_rule(options.pattern).density
+    left_open = family in DROP_IN and layer.density == 1
+    if density is not None and not left_open and abs(layer.density - density) > 1e-6:
+        raise InvalidPlanError(
+            f"layers ({layer.fqn}).density: pattern {options.pattern} keeps {density:.4g}, "
+            f"not {layer.density:g}"
         )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from sparsify.errors import InvalidPlanError
+from sparsify.errors import InvalidPlanError, UserError
 from sparsify.graph.facts import Facts
+from sparsify.pattern_rules import parse_rule
 from sparsify.planning.assemble import assemble
 from sparsify.planning.cost import Cost, weights_of
 from sparsify.planning.drop_in import Surroundings
@@ -31,6 +32,7 @@ def fit(plan: Plan, facts: Facts, *, ties: Iterable[Sequence[str]] = ()) -> Plan
             holds a value out of range, or one that does not go with the layer's family; the message names the
             layer or group and the key.
     """
+    _check_pattern(plan)
     _check_groups(plan, facts)
     _same_names("layers", _unique("layers", [layer.fqn for layer in plan.layers]), _names(facts))
     if plan.model != fingerprint(facts):
@@ -55,6 +57,13 @@ def fit(plan: Plan, facts: Facts, *, ties: Iterable[Sequence[str]] = ()) -> Plan
     fitted = assemble(cost, plan.options, widths, parts, plan.refusals, plan.example)
     layers = tuple(_keep_reason(layer, by_name[layer.fqn]) for layer in fitted.layers)
     return replace(fitted, layers=layers, version=plan.version)
+
+
+def _check_pattern(plan: Plan) -> None:
+    try:
+        parse_rule(plan.options.pattern)
+    except UserError as error:
+        raise InvalidPlanError(f"options.pattern: {error}") from error
 
 
 def _names(facts: Facts) -> list[str]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch.utils import _pytree as pytree
 
-from sparsify.errors import BudgetError, Refusal
+from sparsify.errors import BudgetError, Refusal, UserError
 from sparsify.graph.facts import Facts
 from sparsify.graph.facts import facts as facts_of
 from sparsify.graph.readers import OtherReaders, other_readers
 from sparsify.graph.traced import Traced
+from sparsify.pattern_rules import PatternRule, parse_rule
 from sparsify.planning import budget
 from sparsify.planning.assemble import assemble, masked_parts
-from sparsify.planning.cost import Cost, weights_of
+from sparsify.planning.cost import Cost, Weight, blocks_of, weights_of
+from sparsify.planning.counts import counted
 from sparsify.planning.distribution import profile
 from sparsify.planning.drop_in import amount_for, numbers, too_wide
 from sparsify.planning.families import DROP_IN, Parts
+from sparsify.planning.fixed_density import width_at_density
 from sparsify.planning.options import checked, is_dense
 from sparsify.planning.schema import Plan, PlanOptions
 from sparsify.planning.selection import Selection, select
@@ -45,7 +48,8 @@ def plan(
     """Plans a sparse model of the same FLOPs.
 
     With `sparsity` alone the width factor (branches, rank) is solved, with `width` alone the density; with
-    both they are taken as they are and the FLOP ratio is what it is. With neither, the sparsity is 0.75.
+    both they are taken as they are and the FLOP ratio is what it is. With neither, the sparsity is 0.75. An
+    n:m pattern has its own sparsity, so widths are solved for it; a width given beside it is taken as it is.
 
     Args:
         traced: The model, from `trace`.
@@ -55,10 +59,12 @@ def plan(
         sparsity: Removed share of the masked weights, in [0, 1).
         width: Factor on every width in scope, at least 1; for `parallel` the number of branches, for
             `factorized` the factor on the rank of a dense factorization of the same FLOPs.
-        pattern: What a mask may look like.
+        pattern: What a mask may look like: `unstructured`, `fan-in`, `N:M` or `RxC`. Layers whose shape does
+            not fit it stay dense.
         scope: `all` widths, or the `inner` ones (feed-forward, heads) off the residual stream.
         budget: Whose FLOPs stay: those of the `model`, or of every masked `layer`.
-        distribution: How density is spread over the masked layers.
+        distribution: How density is spread over the masked layers: `uniform`, `erk`, or `as-dense`, which
+            gives every layer as many weights as it has in the given model, times one factor.
         keep_dense: fnmatch patterns of layers that are not masked.
         only: fnmatch patterns of the only layers to mask.
         heads: Whether groups that attention products are made of may widen.
@@ -111,19 +117,50 @@ def plan_from_facts(
 ) -> Plan:
     """Plans from facts alone; see `plan`."""
     options = checked(options)
+    rule = parse_rule(options.pattern)
     weights = weights_of(facts, ties)
-    chosen = select(facts, weights, options, readers)
-    if is_dense(options):
-        chosen = Selection((), weights, frozenset(), ())
-    cost = Cost(facts, chosen.masked, chosen.dense, chosen.widened)
-    solution = _solve(cost, chosen, options)
+    unfit: dict[str, Refusal] = {}
+    while True:
+        chosen = select(facts, weights, options, readers, unfit)
+        if is_dense(options):
+            chosen = Selection((), weights, frozenset(), ())
+        base = {group.id: group.size for group in facts.groups}
+        blocks = blocks_of(chosen.masked, rule, base)
+        cost = Cost(facts, chosen.masked, chosen.dense, chosen.widened, blocks)
+        solution = _solve(cost, chosen, options, unfit)
+        found = _unfit(cost, solution.widths, rule)
+        if not found:
+            break
+        unfit |= found
     solved = options.family in ("wide", "auto") and None in (options.sparsity, options.width)
     held = cost.budget if solved and options.budget == "model" else None
     family = "masked" if options.family == "masked" else "wide"
-    parts = masked_parts(cost, family, solution.widths, budget.spend(cost, solution, held))
+    parts = masked_parts(cost, family, solution.widths, counted(cost, solution, rule, held))
+    full = _filled(cost, parts) if options.distribution == "erk" else []
+    parts = {name: made for name, made in parts.items() if name not in {weight.fqn for weight in full}}
     replaced, infeasible = _replaced(cost, chosen, options, solution)
-    refusals = (*facts.refusals, *chosen.refusals, *infeasible)
+    stay = [Refusal(layer.fqn, "density", _FULL) for weight in full for layer in weight.layers]
+    refusals = (*facts.refusals, *chosen.refusals, *infeasible, *stay)
     return assemble(cost, options, solution.widths, {**parts, **replaced}, refusals, example)
+
+
+_FULL = "distribution erk gives it density 1: it stays dense"
+
+
+def _filled(cost: Cost, parts: Mapping[str, Parts]) -> list[Weight]:
+    """Masked weights that keep every entry."""
+    return [weight for weight in cost.masked if parts[weight.fqn].density == 1]
+
+
+def _unfit(cost: Cost, widths: Mapping[str, int], rule: PatternRule) -> dict[str, Refusal]:
+    """Refusals of the masked weights whose shapes at these widths cannot have the pattern."""
+    found = {}
+    for weight in cost.masked:
+        layer = weight.layers[0]
+        reason = rule.refusal(weight.shape(widths), layer.groups.evaluate(widths))
+        if reason is not None:
+            found[weight.fqn] = Refusal(layer.fqn, "pattern", f"pattern {rule.name}: {reason}")
+    return found
 
 
 def _replaced(
@@ -149,14 +186,21 @@ def _replaced(
     return parts, refusals
 
 
-def _solve(cost: Cost, chosen: Selection, options: PlanOptions) -> budget.Solution:
+def _solve(
+    cost: Cost, chosen: Selection, options: PlanOptions, unfit: Mapping[str, Refusal]
+) -> budget.Solution:
     shares = profile(options.distribution)
     if not cost.masked:
         if is_dense(options) or chosen.drop_ins:
             return budget.Solution(cost.base, ())
+        if unfit:
+            raise UserError(_no_fit(options, unfit))
         raise BudgetError(_nothing(cost, chosen, options))
     if options.family == "masked":
         return budget.density_of(cost, shares, options.sparsity or 0.0, cost.base)
+    density = parse_rule(options.pattern).density
+    if options.width is None and density is not None:
+        return width_at_density(cost, density, options.multiple)
     if options.width is None:
         sparsity = options.sparsity or 0.0
         if options.budget == "layer":
@@ -181,6 +225,16 @@ def _too_wide(cost: Cost, options: PlanOptions, widths: dict[str, int]) -> Budge
         f"is not masked takes {share:.3g} times the FLOPs of the dense model. The largest feasible width is "
         f"{largest:g}; take that, scope='inner', or sparsity= instead of width=",
         largest_width=largest,
+    )
+
+
+def _no_fit(options: PlanOptions, unfit: Mapping[str, Refusal]) -> str:
+    """Why the pattern fits no layer."""
+    shown = [f"{refusal.fqn}: {refusal.reason}" for refusal in list(unfit.values())[:3]]
+    more = f" and {len(unfit) - len(shown)} more" if len(unfit) > len(shown) else ""
+    return (
+        f"pattern {options.pattern!r} fits none of the layers that may be masked ({'; '.join(shown)}{more}); "
+        "choose another pattern or block size"
     )
 
 

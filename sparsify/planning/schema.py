@@ -28,7 +28,7 @@ class PlanOptions:
             by layer; `masked` masks only, without a budget.
         sparsity: Removed share of the masked weights, None when the width alone was given.
         width: Width factor, None when the sparsity alone was given.
-        pattern: What a mask may look like.
+        pattern: What a mask may look like, as `pattern_rules.parse_rule` reads it.
         scope: `all` groups, or the `inner` ones off the residual stream.
         budget: `model` holds the FLOPs of the model, `layer` those of every masked layer.
         distribution: How density is spread over the masked layers.

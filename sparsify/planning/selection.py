@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -41,6 +41,7 @@ def select(
     weights: Sequence[Weight],
     options: PlanOptions,
     readers: OtherReaders | None = None,
+    unfit: Mapping[str, Refusal] | None = None,
 ) -> Selection:
     """Chooses what is masked or replaced and what widens.
 
@@ -50,11 +51,19 @@ def select(
     touches widen, and the candidates that touch one of those are masked. In parallel, factorized and doped
     every candidate is replaced at its own shape. `auto` is wide where a group widens, and replaces the rest.
 
+    Args:
+        facts: Facts of the model.
+        weights: Its weights.
+        options: What is asked for.
+        readers: Who else reads the layers' parameters.
+        unfit: Refusals of weights that cannot have the pattern, by weight; these are no candidates.
+
     Raises:
         UserError: A pattern matches no layer.
     """
     _check_patterns(facts, options)
-    candidates = [weight for weight in weights if _candidate(weight, options) is None]
+    unfit = unfit or {}
+    candidates = [one for one in weights if one.fqn not in unfit and _candidate(one, options) is None]
     widened = frozenset[str]()
     masked: list[Weight] = []
     if options.family == "masked":
@@ -70,7 +79,8 @@ def select(
     taken = {drop_in.weight.fqn for drop_in in chosen if isinstance(drop_in, DropIn)}
     dense = [weight for weight in weights if weight.fqn not in names]
     refusals = _pinned_streams(facts, options)
-    refusing = Refusing(facts, options, [one for one in chosen if isinstance(one, Refusal)])
+    refused = [one for one in chosen if isinstance(one, Refusal)]
+    refusing = Refusing(facts, options, [*refused, *unfit.values()])
     for weight in dense:
         if weight.fqn not in taken:
             refusals += refusing.refusals(weight)

@@ -111,10 +111,10 @@ def test_depthwise_stays_dense_and_grouped_is_masked():
     ("option", "value", "message"),
     [
         ("family", "thin", "unknown"),
-        ("pattern", "fan-in", "not available"),
+        ("pattern", "diagonal", "unknown"),
         ("scope", "outer", "unknown"),
         ("budget", "time", "not available"),
-        ("distribution", "erk", "not available"),
+        ("distribution", "er", "unknown"),
         ("width", 2.0, "masked"),
     ],
 )

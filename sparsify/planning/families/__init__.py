@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from sparsify.pattern_rules import UNSTRUCTURED, PatternRule
 from sparsify.planning.families import doped, factorized, parallel
 from sparsify.planning.families.shape import Amount, DenseShape
 from sparsify.planning.schema import PlanTensor
@@ -84,6 +85,7 @@ def build(
     shape: DenseShape,
     amount: Amount,
     *,
+    rule: PatternRule = UNSTRUCTURED,
     nonlinearity: str = "none",
     first_only: bool = False,
     reason: str = "",
@@ -95,14 +97,15 @@ def build(
         root: Path of the container in the rewritten model.
         shape: Shape of the dense weight.
         amount: Density, branches or rank.
+        rule: The pattern of the masks.
         nonlinearity: As `PlanLayer.nonlinearity`.
         first_only: Whether a factorized layer masks U only.
         reason: Why the layer becomes this.
     """
     if family == "parallel":
-        tensors = parallel.parts(root, shape, amount)
+        tensors = parallel.parts(root, shape, amount, rule)
     elif family == "factorized":
-        tensors = factorized.parts(root, shape, amount, first_only=first_only)
+        tensors = factorized.parts(root, shape, amount, rule, first_only=first_only)
     else:
-        tensors = doped.parts(root, shape, amount)
+        tensors = doped.parts(root, shape, amount, rule)
     return Parts(family, tensors, nonlinearity, reason)

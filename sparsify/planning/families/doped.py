@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import floor, prod
 
+from sparsify.pattern_rules import PatternRule
 from sparsify.planning.families.shape import Amount, DenseShape
 from sparsify.planning.schema import PlanTensor
 
@@ -17,13 +18,14 @@ def rank_for(dense: DenseShape, density: float) -> int:
     return dense.groups * floor((1 - density) * dense.rank_at_equal_flops + 1e-9)
 
 
-def parts(root: str, dense: DenseShape, amount: Amount) -> tuple[PlanTensor, ...]:
+def parts(root: str, dense: DenseShape, amount: Amount, rule: PatternRule) -> tuple[PlanTensor, ...]:
     """U, V and the sparse part of one layer.
 
     Args:
         root: Path of the container in the rewritten model.
         dense: Shape of the layer.
         amount: Density of the sparse part, the rank, or both.
+        rule: The pattern of the sparse part, whose count is the nearest that it has.
 
     Returns:
         The three tensors. Where the amount is infeasible one of them has no kept weight, or less.
@@ -33,6 +35,8 @@ def parts(root: str, dense: DenseShape, amount: Amount) -> tuple[PlanTensor, ...
     kept = dense.size - prod(u) - prod(v)
     if amount.count is not None and amount.density is not None:
         kept = round(amount.density * dense.size)
+    unit = rule.unit(dense.dims)
+    kept = unit * round(kept / unit) if unit else rule.count(dense.dims, 1.0)
     return (
         PlanTensor(f"{root}.u.weight", "u", u, prod(u), False),
         PlanTensor(f"{root}.v.weight", "v", v, prod(v), False),

@@ -10,6 +10,14 @@ import typer
 
 from sparsify._console import CheckFailedError, Format, Output
 from sparsify._options import FactoryOption, FormatOption, InputOption, TrustOption, consent
+from sparsify._scaling_options import (
+    BaseOption,
+    BaseStdOption,
+    InputMultiplierOption,
+    LrBehindBatchnormOption,
+    OutputMultiplierOption,
+    resolved,
+)
 from sparsify.errors import UserError
 
 _DATA = "digits, fashion-mnist[:DIR], npz:FILE, text:FILE_OR_DIR or package.module:function."
@@ -53,6 +61,11 @@ def coord_check(
     ] = None,
     sequence_length: LengthOption = 128,
     density_exponent: ExponentOption = None,
+    base: BaseOption = None,
+    lr_behind_batchnorm: LrBehindBatchnormOption = False,
+    input_multiplier: InputMultiplierOption = 1.0,
+    output_multiplier: OutputMultiplierOption = 1.0,
+    base_std: BaseStdOption = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot to write.")] = None,
     max_slope: Annotated[
         float | None,
@@ -79,7 +92,15 @@ def coord_check(
         "rules": () if rules == "none" else names(rules),
         "lr": None if lr is None else amount(lr, "--lr"),
     }
-    traced = _traced(model_file, inputs or [], consent(trust_pickle, out), model)
+    scaling = {
+        "density_exponent": density_exponent,
+        "base": base,
+        "lr_behind_batchnorm": lr_behind_batchnorm,
+        "input_multiplier": input_multiplier,
+        "output_multiplier": output_multiplier,
+        "base_std": base_std,
+    }
+    traced, scaling = _prepared(model_file, scaling, inputs or [], consent(trust_pickle, out), model)
     if data is None:
         out.say("no --data: the check trains on random inputs and targets made from the model's inputs")
     found = studies.coord_check(
@@ -92,7 +113,7 @@ def coord_check(
         optimizer=optimizer,
         batch_size=batch_size,
         sequence_length=sequence_length,
-        density_exponent=density_exponent,
+        **scaling,
         plot=plot,
         keep_dense=tuple(keep_dense or ()),
         only=tuple(only or ()),
@@ -130,6 +151,11 @@ def sweep(
     ] = 512,
     sequence_length: LengthOption = 128,
     density_exponent: ExponentOption = None,
+    base: BaseOption = None,
+    lr_behind_batchnorm: LrBehindBatchnormOption = False,
+    input_multiplier: InputMultiplierOption = 1.0,
+    output_multiplier: OutputMultiplierOption = 1.0,
+    base_std: BaseStdOption = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Processes, of one thread each; 1 runs the cells in this one.")
     ] = 1,
@@ -153,7 +179,15 @@ def sweep(
         "parameterizations": names(parameterization),
         "widths": widths if widths in (None, "isoflop") else amounts(str(widths), "--widths"),
     }
-    traced = _traced(model_file, inputs or [], consent(trust_pickle, out), model)
+    scaling = {
+        "density_exponent": density_exponent,
+        "base": base,
+        "lr_behind_batchnorm": lr_behind_batchnorm,
+        "input_multiplier": input_multiplier,
+        "output_multiplier": output_multiplier,
+        "base_std": base_std,
+    }
+    traced, scaling = _prepared(model_file, scaling, inputs or [], consent(trust_pickle, out), model)
     patterns = {"keep_dense": tuple(keep_dense or ()), "only": tuple(only or ())}
     found = studies.sweep(
         traced,
@@ -171,7 +205,7 @@ def sweep(
         clip=clip,
         test_examples=test_examples or None,
         sequence_length=sequence_length,
-        density_exponent=density_exponent,
+        **scaling,
         plan_options={name: value for name, value in patterns.items() if value},
     )
     result = found.to_dict()
@@ -179,13 +213,18 @@ def sweep(
     _show_sweep(out, result)
 
 
-def _traced(path: Path, inputs: Sequence[str], trust_pickle: Any, factory: str | None) -> Any:
+def _prepared(
+    path: Path, scaling: Mapping[str, Any], inputs: Sequence[str], trust_pickle: Any, factory: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """The trace of a model file, and the options of its scaling as values."""
     from sparsify import api
     from sparsify.commands import load_model, traced_from
 
     model = load_model(path, trust_pickle=trust_pickle, factory=factory)
     api.refuse_rewritten(model)
-    return traced_from(model, inputs)
+    traced = traced_from(model, inputs)
+    options = {"inputs": inputs, "trust_pickle": trust_pickle, "factory": factory}
+    return traced, resolved(scaling, traced, **options)
 
 
 def names(text: str) -> tuple[str, ...]:

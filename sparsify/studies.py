@@ -27,6 +27,7 @@ from sparsify.train.sweep_cells import Training
 from sparsify.train.sweep_workers import Workers
 
 _WORKER = "sparsify.sweep_worker"
+BaseLike = nn.Module | Traced | api.Base | str | Path | None
 
 
 def coord_check(
@@ -36,6 +37,7 @@ def coord_check(
     *,
     data: str | Data | None = None,
     sequence_length: int = 128,
+    base: BaseLike = None,
     **options: Any,
 ) -> CoordCheck:
     """Checks whether activations keep their size over densities (or widths) while a model starts to train.
@@ -47,9 +49,12 @@ def coord_check(
         kwargs: Example keyword inputs.
         data: A data SPEC or the data to train on; None for random inputs and targets made from the trace.
         sequence_length: Bytes in a window of `text` data.
+        base: As for `transform`: the small dense model that hyper-parameters were tuned on, its description,
+            or the file that `save_base` wrote.
         **options: Options of `sparsify.train.coord_check`: parameterizations, mode (`density`, `width` or
-            `isoflop`), densities, widths, steps, seeds, lr, optimizer, rules, batch_size, density_exponent,
-            plot, progress, and of the plans: only, keep_dense, scope, heads, multiple.
+            `isoflop`), densities, widths, steps, seeds, lr, optimizer, rules, batch_size, plot, progress; of
+            `transform`: density_exponent, lr_behind_batchnorm, input_multiplier, output_multiplier, base_std;
+            and of the plans: only, keep_dense, scope, heads, multiple, pattern.
 
     Returns:
         Slopes of log mean |activation| by parameterization and layer, and all activations.
@@ -64,7 +69,8 @@ def coord_check(
     else:
         example = args
     source = load_data(data, sequence_length=sequence_length) if isinstance(data, str) else data
-    return _coord_check(_traced(model, example, kwargs, source), source, **options)
+    traced = _traced(model, example, kwargs, source)
+    return _coord_check(traced, source, base=_base(base, example, kwargs, traced), **options)
 
 
 def sweep(
@@ -77,6 +83,7 @@ def sweep(
     output: str | Path | None = None,
     workers: int = 1,
     sequence_length: int = 128,
+    base: BaseLike = None,
     **options: Any,
 ) -> SweepResult:
     """Trains sparse variants of a model over a grid of learning rates, densities and parameterizations.
@@ -92,9 +99,12 @@ def sweep(
         workers: Processes that run cells at the same time, each on one thread; 1 runs them in this process.
             Several need the data as a SPEC.
         sequence_length: Bytes in a window of `text` data.
-        **options: Options of `sparsify.train.sweep`: densities, parameterizations, widths, seeds, progress,
-            and how each cell is trained: steps, batch_size, optimizer, method, weight_decay, warmup, clip,
-            test_examples, density_exponent, plan_options.
+        base: As for `transform`: the small dense model that hyper-parameters were tuned on, its description,
+            or the file that `save_base` wrote.
+        **options: Options of `sparsify.train.sweep`: densities, parameterizations, widths, seeds, progress;
+            how each cell is trained: steps, batch_size, optimizer, method, weight_decay, warmup, clip,
+            test_examples; plan_options; and of `transform`: density_exponent, lr_behind_batchnorm,
+            input_multiplier, output_multiplier, base_std.
 
     Returns:
         Curves of loss over learning rate, and the best rate of each.
@@ -113,7 +123,8 @@ def sweep(
     source = load_data(data, sequence_length=sequence_length) if isinstance(data, str) else data
     traced = _traced(model, args, kwargs, source)
     folder = None if output is None else Path(output)
-    options = {"sequence_length": sequence_length, **options}
+    known = _base(base, args, kwargs, traced)
+    options = {"sequence_length": sequence_length, "base": known, **options}
     if workers == 1:
         return _sweep(traced, source, lrs=lrs, output=folder, **options)
     with tempfile.TemporaryDirectory(prefix="sparsify-sweep-") as place:
@@ -121,14 +132,16 @@ def sweep(
         api.save(archive.wrap(traced), file)
 
         def pool(training: Training) -> Workers:
-            setup = {"model": str(file), "data": data, "training": _plain(training)}
+            setup = {"model": str(file), "data": data, "training": training.to_json()}
             return Workers([sys.executable, "-m", _WORKER], setup, workers)
 
         return _sweep(traced, source, lrs=lrs, output=folder, workers=pool, **options)
 
 
-def _plain(training: Training) -> dict[str, Any]:
-    return {name: getattr(training, name) for name in training.__dataclass_fields__}
+def _base(
+    base: BaseLike, args: Sequence[Any], kwargs: Mapping[str, Any] | None, traced: Traced
+) -> api.Base | None:
+    return None if base is None else api.as_base(base, args, kwargs, traced)
 
 
 def dense_trace(file: str | Path) -> Traced:

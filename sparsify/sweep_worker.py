@@ -9,7 +9,6 @@ from sparsify.studies import dense_trace
 from sparsify.train import load_data
 from sparsify.train.sweep_cells import Training, sampled, set_threads
 from sparsify.train.sweep_workers import serve, take_streams
-from sparsify.train.variants import Variants
 
 
 def main() -> None:
@@ -21,9 +20,9 @@ def main() -> None:
     if not first:
         return
     setup = json.loads(first)
-    training = Training(**setup["training"])
+    training = Training.from_json(setup["training"])
     data = sampled(load_data(setup["data"], sequence_length=training.sequence_length), training.test_examples)
-    variants = Variants(dense_trace(setup["model"]), training.plan_options, training.density_exponent)
+    variants = training.variants(dense_trace(setup["model"]))
     serve(variants, data, training, cells, answers)
 
 

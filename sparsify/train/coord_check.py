@@ -18,6 +18,8 @@ import torch
 
 from sparsify.errors import UserError
 from sparsify.graph.traced import Traced
+from sparsify.passes.scaled import ScalingOptions
+from sparsify.scaling import Base
 from sparsify.train.coord_check_data import DataBatches, RandomBatches, Source
 from sparsify.train.coord_check_plot import plot_check
 from sparsify.train.coord_check_runs import Measured, Runs, Settings
@@ -32,6 +34,7 @@ from sparsify.train.variants import (
     check_densities,
     check_names,
     check_parameterizations,
+    describe,
 )
 
 Mode = Literal["density", "width", "isoflop"]
@@ -55,7 +58,7 @@ class CoordCheck:
         steep: Parameterization to the share of judged layers with |slope| > 0.7.
         activations: Parameterization to layer to mean |activation| as [point][seed][step].
         losses: Parameterization to the training loss as [point][seed][step].
-        settings: Steps, seeds, learning rate, optimizer, rules, data and batch size of the check.
+        settings: Steps, seeds, learning rate, optimizer, rules, data, batch size and scaling of the check.
         plot: The PNG file, if one was asked for.
     """
 
@@ -94,6 +97,11 @@ def coord_check(
     batch_size: int | None = None,
     sequence_length: int = 128,
     density_exponent: float | None = None,
+    base: Base | None = None,
+    lr_behind_batchnorm: bool = False,
+    input_multiplier: float = 1.0,
+    output_multiplier: float = 1.0,
+    base_std: Mapping[str, float] | None = None,
     plot: str | Path | None = None,
     progress: bool = True,
     **plan_options: Any,
@@ -112,14 +120,20 @@ def coord_check(
         seeds: Runs with other weights, masks and data order.
         lr: Learning rate of the dense base. A large one shows most; by default the largest power of 2
             with which the dense model's loss falls, in these steps, by 98 % of what it does with the best.
+            With `base`, the dense model gets that base's rates.
         optimizer: `adamw` or `sgd` (momentum 0.9), without weight decay.
         rules: Rules in force: `init`, `lr`. Leaving one out shows what it is good for.
         batch_size: Examples in a batch; by default 8 sequences (of random data: 1024 tokens), or 64 others.
         sequence_length: Bytes in a window of `text` data.
-        density_exponent: γ of m_ρ^γ in SμPar.
+        density_exponent: As for `transform`: γ of m_ρ^γ in SμPar.
+        base: As for `transform`: what scaling is relative to, where it is not the traced model.
+        lr_behind_batchnorm: As for `transform`.
+        input_multiplier: As for `transform`.
+        output_multiplier: As for `transform`.
+        base_std: As for `transform`.
         plot: PNG file to write.
         progress: Show a progress bar on stderr.
-        **plan_options: Options of the plans: only, keep_dense, scope, heads, multiple.
+        **plan_options: Options of the plans: only, keep_dense, scope, heads, multiple, pattern.
 
     Returns:
         Slopes by layer, and the activations that they come from.
@@ -130,6 +144,13 @@ def coord_check(
     """
     chosen = check_parameterizations(parameterizations)
     points = _points(mode, densities, widths)
+    scaling = ScalingOptions(
+        density_exponent=density_exponent,
+        base=base,
+        lr_behind_batchnorm=lr_behind_batchnorm,
+        input_multiplier=input_multiplier,
+        output_multiplier=output_multiplier,
+    )
     source = _source(traced, data, batch_size, sequence_length)
     settings = Settings(
         steps,
@@ -140,15 +161,17 @@ def coord_check(
         source.batch_size,
     )
     settings.check()
-    runs = Runs(Variants(traced, plan_options, density_exponent), source, settings)
+    runs = Runs(Variants(traced, plan_options, scaling, base_std), source, settings)
     with (
         torch.random.fork_rng(devices=[]),
         StudyBar(len(chosen) * len(points) * seeds, progress) as bar,
     ):
         if lr is None:
+            bar.says("finding a learning rate on the dense model")
             runs.find_lr()
         found: dict[str, Measured] = {name: runs.all(name, points, bar) for name in chosen}
-    return _summary(runs, mode, points, found, None if plot is None else Path(plot))
+    said = {"data": source.name, **describe(scaling, base_std)}
+    return _summary(runs, mode, points, found, said, None if plot is None else Path(plot))
 
 
 def _points(mode: str, densities: Sequence[float] | None, widths: Sequence[float]) -> tuple[Variant, ...]:
@@ -182,6 +205,7 @@ def _summary(
     mode: Mode,
     points: Sequence[Variant],
     found: Mapping[str, Measured],
+    said: Mapping[str, Any],
     plot: Path | None,
 ) -> CoordCheck:
     realised = tuple(_realised(runs.variants, point) for point in points)
@@ -208,11 +232,11 @@ def _summary(
         steep={name: shares(by, judged, lambda slope: abs(slope) > STEEP) for name, by in last.items()},
         activations={name: layers for name, (layers, _) in found.items()},
         losses={name: losses for name, (_, losses) in found.items()},
-        settings={**settings, "data": runs.source.name},
+        settings={**settings, **said},
         plot=plot,
     )
     if plot is not None:
-        plot_check(x, result.activations, plot, mode=mode, slopes=last, settings=result.settings)
+        plot_check(realised, result.activations, plot, mode=mode, slopes=last, settings=result.settings)
     return result
 
 

@@ -107,7 +107,7 @@ class Runs:
     def _dense_loss(self, lr: float) -> float:
         """Mean loss of the dense model over the last steps; infinite where it is not finite."""
         trial = replace(self.settings, lr=lr)
-        losses = self._measure(self.variants.model(Variant(1.0), "sp", 0), 0, trial)[1]
+        losses = self._measure(self.variants.model(Variant(1.0), "supar", 0), 0, trial)[1]
         self._first_loss = losses[0]
         last = statistics.fmean(losses[-_LAST:])
         return last if math.isfinite(last) else math.inf
@@ -128,9 +128,7 @@ class Runs:
 
     def _run(self, parameterization: Parameterization, point: Variant, seed: int) -> Reading:
         rules = self.settings.rules
-        scaling = self.variants.scaling(point, parameterization, rules)
-        # The name of the parameterization does not matter: at the given widths, μP is SP.
-        key = (point, seed, scaling.tensors)
+        key = (self.variants.same(point, parameterization, rules), seed)
         if key not in self._known:
             model = self.variants.model(point, parameterization, seed, rules)
             self._known[key] = self._measure(model, seed, self.settings)

@@ -41,3 +41,7 @@ class StudyBar:
     def finished(self, description: str) -> None:
         """Counts one run."""
         self._progress.update(self._task, advance=1, description=description)
+
+    def says(self, description: str) -> None:
+        """Says what is done before the next run."""
+        self._progress.update(self._task, description=description)

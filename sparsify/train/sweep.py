@@ -92,16 +92,16 @@ def sweep(
     """
     settings = _training(training)
     cells = _cells(parameterizations, densities, widths, lrs, seeds)
-    variants = Variants(traced, settings.plan_options, settings.density_exponent)
+    variants = settings.variants(traced)
     used = sampled(data, settings.test_examples)
     configuration = {
         "model": fingerprint(variants.facts),
         "weights": checksum([parameter.detach().cpu() for parameter in traced.module.parameters()]),
         "data": f"{data.name}:{data.digest()}",
-        **asdict(settings),
+        **settings.describe(),
     }
-    file = SweepFile(None if output is None else output / "cells.jsonl", configuration)
     groups = same_runs(variants, cells)
+    file = SweepFile(None if output is None else output / "cells.jsonl", configuration)
     with StudyBar(len(cells), progress, done=sum(cell in file.outcomes for cell in cells)) as bar:
         for group in groups:
             known = [file.outcomes[cell] for cell in group if cell in file.outcomes]
@@ -111,7 +111,7 @@ def sweep(
         pool = None if workers is None else workers(settings)
         for cell, outcome in _outcomes(variants, used, list(waiting), settings, pool):
             _record(file, waiting[cell], outcome, bar)
-    return _result(cells, file, {**asdict(settings), "data": data.name, "seeds": seeds}, output)
+    return _result(cells, file, {**settings.describe(), "data": data.name, "seeds": seeds}, output)
 
 
 def _outcomes(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from sparsify.graph.traced import Traced
 from sparsify.masks import masked_parameters
-from sparsify.scaling import Parameterization
+from sparsify.passes.scaled import ScalingOptions
+from sparsify.scaling import Base, Parameterization
 from sparsify.train.data import Batch, Data, Examples
 from sparsify.train.loop import TrainingDivergedError
 from sparsify.train.options import Options
 from sparsify.train.tuning import finetune
-from sparsify.train.variants import Variant, Variants
+from sparsify.train.variants import Variant, Variants, describe
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ class Training:
         warmup: Share of the run for the linear warm-up; a cosine follows.
         clip: Largest norm of all gradients together.
         test_examples: Test examples that the final loss is taken over, evenly spread; None for all.
-        density_exponent: γ of m_ρ^γ in SμPar.
         sequence_length: Bytes in a window of `text` data.
         plan_options: Options of the plans besides family, sparsity and width.
+        density_exponent: As for `transform`, like all that follow.
+        base: What scaling is relative to, where it is not the dense model.
+        lr_behind_batchnorm: Correct learning rates behind batch normalisations too.
+        input_multiplier: α_in.
+        output_multiplier: α_out.
+        base_std: Standard deviations of initial weights by parameter name.
     """
 
     steps: int = 150
@@ -61,9 +68,28 @@ class Training:
     warmup: float = 0.1
     clip: float | None = None
     test_examples: int | None = 512
-    density_exponent: float | None = None
     sequence_length: int = 128
     plan_options: Mapping[str, Any] = field(default_factory=dict)
+    density_exponent: float | None = None
+    base: Base | None = None
+    lr_behind_batchnorm: bool = False
+    input_multiplier: float = 1.0
+    output_multiplier: float = 1.0
+    base_std: Mapping[str, float] | None = None
+
+    def variants(self, traced: Traced) -> Variants:
+        """Variants of a dense model, planned and scaled as these options say."""
+        return Variants(traced, self.plan_options, self._scaling, self.base_std)
+
+    @property
+    def _scaling(self) -> ScalingOptions:
+        return ScalingOptions(
+            density_exponent=self.density_exponent,
+            base=self.base,
+            lr_behind_batchnorm=self.lr_behind_batchnorm,
+            input_multiplier=self.input_multiplier,
+            output_multiplier=self.output_multiplier,
+        )
 
     def options(self, method: str) -> dict[str, Any]:
         """Options of `finetune`."""
@@ -77,6 +103,27 @@ class Training:
             "clip": self.clip,
             "evaluate_every": self.steps,
         }
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON object for reports; the base as a digest."""
+        return self._plain() | describe(self._scaling, self.base_std)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back to an equal value."""
+        return self._plain() | {"base": None if self.base is None else self.base.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Training:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            UserError: The base in it cannot be read.
+        """
+        base = None if data["base"] is None else Base.from_json(data["base"])
+        return cls(**{**data, "base": base})
+
+    def _plain(self) -> dict[str, Any]:
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
     def check(self) -> None:
         """Checks the options.
@@ -130,8 +177,8 @@ def same_runs(variants: Variants, cells: tuple[Cell, ...]) -> tuple[tuple[Cell, 
     """Groups cells whose runs are equal: at the given widths μP is SP, and all are where nothing changes."""
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
-        factors = variants.scaling(cell.variant, cell.parameterization).tensors
-        groups.setdefault((cell.density, cell.width, cell.lr, cell.seed, factors), []).append(cell)
+        same = variants.same(cell.variant, cell.parameterization)
+        groups.setdefault((same, cell.lr, cell.seed), []).append(cell)
     return tuple(tuple(group) for group in groups.values())
 
 

@@ -18,7 +18,7 @@ from sparsify.errors import UserError
 from sparsify.train.sweep_cells import Cell, Outcome
 
 _FORMAT = "sparsify.sweep"
-_VERSION = 1
+_VERSION = 2
 
 
 class SweepFile:
@@ -42,7 +42,9 @@ class SweepFile:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = _whole_lines(path) if path.exists() else []
-        if not lines:
+        if len(lines) < 2:
+            # Nothing was finished: options may still be put right.
+            path.write_bytes(b"")
             self._append(header)
             return
         _check_header(path, lines[0], header)
@@ -91,7 +93,10 @@ def _check_header(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
     if found == wanted:
         return
     if found.get("version") != wanted["version"]:
-        raise UserError(f"{path} is of version {found.get('version')}, not {wanted['version']}")
+        raise UserError(
+            f"{path} is a sweep of format version {found.get('version')}, and this package writes version "
+            f"{wanted['version']}; choose another output"
+        )
     stored, given = found.get("configuration", {}), wanted["configuration"]
     differing = [
         f"{name} (was {stored.get(name)!r}, is {given.get(name)!r})"

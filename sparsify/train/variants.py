@@ -6,7 +6,9 @@ of one seed share their random draws tensor by tensor, so that they differ by sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -20,9 +22,9 @@ from sparsify.graph.facts import facts as facts_of
 from sparsify.graph.traced import Traced
 from sparsify.masks import SparseGraphModule
 from sparsify.passes import rewrite
-from sparsify.passes.tensor_facts import tensor_facts
+from sparsify.passes.scaled import ScalingOptions, scaling_of
 from sparsify.planning import Plan, fit, plan
-from sparsify.scaling import Parameterization, Scaling, scaling_table
+from sparsify.scaling import Parameterization, Scaling
 
 RULES = ("init", "lr")
 _PROBE_DENSITY = 0.5
@@ -56,18 +58,21 @@ class Variants:
     Args:
         traced: The dense model.
         plan_options: Options of every plan besides family, sparsity and width: scope, only, keep_dense, ….
-        density_exponent: γ of m_ρ^γ in SμPar; 1 when not given.
+        scaling: What `transform` is to take for every variant; its parameterization is not looked at.
+        base_std: Standard deviations of initial weights by parameter name, as for `transform`.
     """
 
     def __init__(
         self,
         traced: Traced,
         plan_options: Mapping[str, Any] | None = None,
-        density_exponent: float | None = None,
+        scaling: ScalingOptions | None = None,
+        base_std: Mapping[str, float] | None = None,
     ) -> None:
         self.traced = traced
-        self.density_exponent = density_exponent
         self._options = dict(plan_options or {})
+        self._scaling = ScalingOptions() if scaling is None else scaling
+        self._base_std = dict(base_std or {})
         self._plans: dict[Variant, Plan] = {}
         self._scalings: dict[tuple[Variant, Parameterization], Scaling] = {}
 
@@ -105,16 +110,23 @@ class Variants:
     def scaling(
         self, variant: Variant, parameterization: Parameterization, rules: Sequence[str] = RULES
     ) -> Scaling:
-        """The multipliers that `model` uses; equal ones make equal models."""
+        """The multipliers that `model` uses."""
         key = (variant, parameterization)
         if key not in self._scalings:
             fitted = fit(self.plan(variant), self.facts, ties=self.traced.ties)
-            self._scalings[key] = scaling_table(
-                tensor_facts(self.traced, self.facts, fitted),
-                parameterization=parameterization,
-                density_exponent=1.0 if self.density_exponent is None else self.density_exponent,
-            )
+            options = replace(self._scaling, parameterization=parameterization)
+            self._scalings[key] = scaling_of(self.traced, self.facts, fitted, options, "scratch")
         return without(self._scalings[key], _off(rules))
+
+    def same(
+        self, variant: Variant, parameterization: Parameterization, rules: Sequence[str] = RULES
+    ) -> Hashable:
+        """A key that is equal where two parameterizations make the same model with the same rates.
+
+        So do μP and SP at the base's widths, and all of them where density is 1 too.
+        """
+        found = self.scaling(variant, parameterization, rules)
+        return variant, found.tensors, found.attention
 
     def model(
         self,
@@ -134,9 +146,9 @@ class Variants:
         model = rewrite(
             self.traced,
             self.plan(variant),
-            parameterization=parameterization,
-            density_exponent=self.density_exponent,
+            **vars(replace(self._scaling, parameterization=parameterization)),
             seed=seed,
+            base_std=self._base_std,
             facts=self.facts,
         )
         off = _off(rules)
@@ -144,6 +156,20 @@ class Variants:
             switch_off(model, off)
         model.train()
         return model
+
+
+def describe(scaling: ScalingOptions, base_std: Mapping[str, float] | None) -> dict[str, Any]:
+    """What the scaling of variants rests on, for reports: a JSON object, with the base as a digest."""
+    base = scaling.base
+    text = None if base is None else json.dumps(base.to_json(), sort_keys=True).encode()
+    return {
+        "density_exponent": scaling.density_exponent,
+        "base": None if text is None else hashlib.sha256(text).hexdigest()[:16],
+        "lr_behind_batchnorm": scaling.lr_behind_batchnorm,
+        "input_multiplier": scaling.input_multiplier,
+        "output_multiplier": scaling.output_multiplier,
+        "base_std": dict(base_std or {}),
+    }
 
 
 def _off(rules: Sequence[str]) -> list[str]:

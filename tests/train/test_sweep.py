@@ -34,9 +34,11 @@ GRID = {
 }
 
 
-def network() -> nn.Sequential:
+def network(width: int = 16) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    return nn.Sequential(
+        nn.Linear(6, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +196,10 @@ def test_divergence_is_a_result(traced, tmp_path):
 def test_workers_give_the_same_numbers(traced, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = sparsify.sweep(traced, SPEC, **GRID)
+    options = {**GRID, "base": network(8), "base_std": {"2.weight": 0.5}, "output_multiplier": 2.0}
+    alone = sparsify.sweep(traced, SPEC, **options)
     torch.set_num_threads(threads)
-    together = sparsify.sweep(traced, SPEC, workers=2, output=tmp_path, **GRID)
+    together = sparsify.sweep(traced, SPEC, workers=2, output=tmp_path, **options)
     assert losses(together) == losses(alone)
     with pytest.raises(UserError, match="give it as a SPEC"):
         sparsify.sweep(traced, points(), workers=2, **GRID)

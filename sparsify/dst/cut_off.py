@@ -8,22 +8,20 @@ from sparsify.errors import UserError
 
 
 def refuse_cut_off(model: nn.Module, method: str) -> None:
-    """Checks that a growing method can use the units that a model got beside its old ones.
+    """Checks that a method that grows by gradient can use the units that a model got beside its old ones.
 
     A unit without active inputs and outputs has a gradient of exactly zero on both sides, so a method that
     grows where the gradient is large never connects it.
 
+    Args:
+        model: Without wrappers.
+        method: What to call the method.
+
     Raises:
         UserError: The model was made with `init="preserve"` and `new_connections=0`.
     """
-    record = getattr(model, "sparsify", None)
-    preserve = getattr(record, "preserve", None)
-    if not preserve:
-        inner = getattr(model, "module", None)
-        if isinstance(inner, nn.Module) and record is None:
-            refuse_cut_off(inner, method)
-        return
-    if preserve["cut_off"] and not preserve["new_connections"]:
+    preserve = getattr(getattr(model, "sparsify", None), "preserve", None)
+    if preserve and preserve["cut_off"] and not preserve["new_connections"]:
         raise UserError(
             f"{method} cannot grow this model: {preserve['cut_off']} of its new units have no connection on "
             "either side, so their gradient is zero for ever; transform it with init='preserve' and "

@@ -12,13 +12,14 @@ from torch import nn
 
 
 def warn_over_corrected(model: nn.Module, method: str) -> None:
-    """Warns where a topology will change in a model whose learning rates hold the full correction."""
-    record = getattr(model, "sparsify", None)
-    scaling = getattr(record, "scaling", None)
+    """Warns where a topology will change in a model whose learning rates hold the full correction.
+
+    Args:
+        model: Without wrappers.
+        method: What to call the method.
+    """
+    scaling = getattr(getattr(model, "sparsify", None), "scaling", None)
     if scaling is None:
-        inner = getattr(model, "module", None)
-        if isinstance(inner, nn.Module) and record is None:
-            warn_over_corrected(inner, method)
         return
     full = scaling.parameterization == "supar" and scaling.density_exponent == 1.0
     if full and any(tensor.m_rho < 1 and tensor.adam_lr != 1 for tensor in scaling.tensors):
@@ -28,5 +29,5 @@ def warn_over_corrected(model: nn.Module, method: str) -> None:
             "sparser. Transform with a density exponent below 1 (0.5 is a first guess), lower the rate, or "
             "keep the masks static",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

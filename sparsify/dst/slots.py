@@ -26,14 +26,17 @@ ELEMENTWISE: tuple[type[optim.Optimizer], ...] = (
 def check_optimizer(optimizer: optim.Optimizer) -> None:
     """Checks that zero gradients keep zero weights at zero under this optimizer.
 
+    Subclasses of the elementwise optimizers are trusted to be elementwise too; a weight that one of them
+    moves outside its mask is found at the next update.
+
     Raises:
         UserError: When the optimizer is not known to be elementwise, or has eps = 0.
     """
-    if type(optimizer) not in ELEMENTWISE:
+    if not isinstance(optimizer, ELEMENTWISE):
         names = ", ".join(kind.__name__ for kind in ELEMENTWISE)
         raise UserError(
             f"{type(optimizer).__name__} is not known to keep masked weights at zero; "
-            f"use one of torch's {names}"
+            f"use one of torch's {names}, or a subclass of one"
         )
     if any(group.get("eps", 1.0) == 0 for group in optimizer.param_groups):
         raise UserError("eps = 0 divides zero by zero at inactive weights; give the optimizer a positive eps")
@@ -44,8 +47,26 @@ def optimized(optimizer: optim.Optimizer) -> set[int]:
     return {id(param) for group in optimizer.param_groups for param in group["params"]}
 
 
+def group_of(optimizer: optim.Optimizer, entry: MaskedParameter) -> dict[str, object]:
+    """The options under which the optimizer updates a parameter."""
+    return next(
+        group for group in optimizer.param_groups if any(param is entry.param for param in group["params"])
+    )
+
+
 def mask_slots(optimizer: optim.Optimizer, entry: MaskedParameter) -> None:
-    """Zeroes every slot of a parameter (momentum, moments) outside its mask."""
-    for slot in optimizer.state.get(entry.param, {}).values():
-        if isinstance(slot, Tensor) and slot.shape == entry.param.shape:
-            zero_outside(slot, entry.mask)
+    """Zeroes every slot of a parameter (momentum, moments) outside its mask.
+
+    Raises:
+        UserError: When a slot is no single number and not of the parameter's shape.
+    """
+    for name, slot in optimizer.state.get(entry.param, {}).items():
+        if not isinstance(slot, Tensor) or slot.numel() <= 1 < entry.param.numel():
+            continue
+        if slot.shape != entry.param.shape:
+            raise UserError(
+                f"{type(optimizer).__name__} keeps '{name}' of shape {tuple(slot.shape)} for {entry.fqn} of "
+                f"shape {tuple(entry.param.shape)}: it mixes weights, so that masked ones do not stay zero; "
+                "use an optimizer whose state has the parameter's shape"
+            )
+        zero_outside(slot, entry.mask)

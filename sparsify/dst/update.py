@@ -1,33 +1,94 @@
-"""The topology update that SET and RigL share: drop the smallest weights, grow as many elsewhere."""
+"""Old mask to new mask: drop the smallest weights, grow elsewhere. Masks and scores are (cells, units)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from sparsify.masks import topk_mask
+from sparsify.dst.cells import Cells
+from sparsify.masks import Pattern, topk_mask
+from sparsify.masks.rows import topk_rows
+from sparsify.masks.unstructured import Unstructured
 
 
-def drop_and_grow(weight: Tensor, mask: Tensor, growth: Tensor, fraction: float) -> Tensor:
-    """A new mask with exactly as many active entries as the old one.
+def keep_largest(magnitude: Tensor, mask: Tensor, kept: int) -> Tensor:
+    """The `kept` active units of largest magnitude, over all cells together; ties to the lower position."""
+    keep = mask.clone()
+    keep[mask] = topk_mask(magnitude[mask], kept)
+    return keep
 
-    Drops the int(active · fraction) active weights of smallest magnitude, then activates as many of the
-    positions not kept by largest growth score, just-dropped ones included. Ties go to the lower index.
+
+def fill(
+    keep: Tensor, magnitude: Tensor, growth: Tensor, per_cell: int, alive: Tensor | None = None
+) -> Tensor:
+    """Brings every cell to the same count: kept units first, then those of largest growth score.
 
     Args:
-        weight: Any shape.
-        mask: Bool, same shape: the current topology.
+        keep: Bool (cells, units): what stays. A cell that keeps too many loses those of smallest magnitude.
+        magnitude: (cells, units).
+        growth: (cells, units), finite.
+        per_cell: Active units of a cell.
+        alive: Bool (cells,): cells to fill; the others become empty. All by default.
+
+    Returns:
+        Bool (cells, units) with exactly `per_cell` active units in each living cell.
+    """
+    if alive is not None:
+        keep = keep & alive[:, None]
+    crowded = (keep.sum(1) > per_cell).nonzero().reshape(-1)
+    if crowded.numel():
+        scores = magnitude[crowded].masked_fill(~keep[crowded], -torch.inf)
+        keep = keep.index_put((crowded,), topk_rows(scores, per_cell))
+    new = largest_of_cells(growth.masked_fill(keep, torch.inf), per_cell)
+    return new if alive is None else new & alive[:, None]
+
+
+def largest_of_cells(scores: Tensor, per_cell: int) -> Tensor:
+    """The `per_cell` largest scores of every cell."""
+    return topk_mask(scores, per_cell) if len(scores) == 1 else topk_rows(scores, per_cell)
+
+
+def present_count(mask: Tensor) -> tuple[int, Tensor | None]:
+    """The largest count of a cell, which is that of every living one in a mask of a pattern, and which live.
+
+    The second is None where no cell is empty.
+    """
+    counts = mask.sum(1)
+    alive = counts > 0
+    return int(counts.max()), None if bool(alive.all()) else alive
+
+
+def drop_and_grow(
+    weight: Tensor, mask: Tensor, growth: Tensor, fraction: float, pattern: Pattern | None = None
+) -> Tensor:
+    """A new mask with exactly as many active entries as the old one.
+
+    Drops the int(active · fraction) active units of smallest magnitude over the whole weight, then fills
+    every cell of the pattern up to its count, among the units not kept, by largest growth score; just-dropped
+    ones are eligible. Ties go to the lower position. An ablated row of a fan-in mask stays empty.
+
+    Args:
+        weight: Any shape, outputs first.
+        mask: Bool, same shape: the current topology, of the pattern.
         growth: Same shape: RigL takes |dense gradient|, SET a random draw.
-        fraction: Share of active weights to drop, in [0, 1].
+        fraction: Share of active units to drop, in [0, 1].
+        pattern: What the mask looks like; unstructured by default.
 
     Returns:
         The new mask.
 
     Source: google-research/rigl; Evci et al. (arXiv 1911.11134), algorithm 1.
     """
+    cells = Cells(pattern or Unstructured(), tuple(weight.shape))
+    magnitude, folded = cells.fold(weight.detach().abs()), cells.fold_mask(mask)
+    return cells.unfold(exchange(magnitude, folded, cells.fold(growth.detach()), fraction))
+
+
+def exchange(magnitude: Tensor, mask: Tensor, growth: Tensor, fraction: float) -> Tensor:
+    """`drop_and_grow` in cells: magnitude, mask, growth and result are (cells, units)."""
     active = int(torch.count_nonzero(mask))
     dropped = int(active * fraction)
     if dropped == 0:
         return mask.clone()
-    kept = topk_mask(weight.detach().abs().float().masked_fill(~mask, -torch.inf), active - dropped)
-    return kept | topk_mask(growth.detach().float().masked_fill(kept, -torch.inf), dropped)
+    per_cell, alive = present_count(mask)
+    return fill(keep_largest(magnitude, mask, active - dropped), magnitude, growth, per_cell, alive)

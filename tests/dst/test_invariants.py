@@ -126,13 +126,24 @@ def test_other_optimizers_are_refused(kind):
         dst.Static(model, kind(model.parameters(), lr=0.1), total_steps=1)
 
 
-def test_a_subclass_is_not_taken_for_its_base():
-    class Normalised(optim.SGD):
-        pass
+def test_a_subclass_of_an_elementwise_optimizer_is_taken_and_watched():
+    class Shifted(optim.SGD):
+        shift = 0.0
 
-    model = masked_net()
-    with pytest.raises(UserError, match="Normalised"):
-        dst.Static(model, Normalised(model.parameters(), lr=0.1), total_steps=1)
+        def step(self, closure=None):
+            super().step(closure)
+            with torch.no_grad():
+                for param in self.param_groups[0]["params"]:
+                    param.add_(self.shift)
+
+    model, generator = masked_net(), torch.Generator().manual_seed(0)
+    optimizer = Shifted(model.parameters(), lr=0.1)
+    dst.Static(model, optimizer, total_steps=9, update_every=1)
+    train_step(model, optimizer, generator)
+    optimizer.shift = 1.0
+    with pytest.raises(SparsifyError, match="outside the mask"):
+        train_step(model, optimizer, generator)
+        train_step(model, optimizer, generator)
 
 
 def test_eps_zero_and_foreign_parameters_are_refused():

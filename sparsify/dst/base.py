@@ -23,6 +23,7 @@ from sparsify.errors import SparsifyError, UserError
 from sparsify.masks import (
     MaskedParameter,
     Pattern,
+    Unstructured,
     attach_hooks,
     masked_parameters,
     parse_pattern,
@@ -110,7 +111,7 @@ class Algorithm(ABC):
         """Checks that every mask is of its pattern."""
         for fqn, cells in self.cells.items():
             entry = self.entries[fqn]
-            if cells.size[0] == cells.unit == 1:
+            if isinstance(cells.pattern, Unstructured):
                 continue
             reason = cells.pattern.refusal(cells.shape, getattr(entry.owner, "groups", 1))
             if reason is not None:

@@ -113,18 +113,12 @@ class SparseMomentum(Rewiring):
 
     def new_masks(self, fraction: float) -> dict[str, Tensor]:
         """See `Rewiring.new_masks`."""
-        momenta = {fqn: self._momentum(fqn) for fqn in self.entries}
-        moving = [fqn for fqn in self.entries if momenta[fqn] is not None]
-        amounts = self._amounts([fqn for fqn in moving if fqn in self._free], momenta, fraction)
+        momenta = {fqn: momentum for fqn in self.entries if (momentum := self._momentum(fqn)) is not None}
         masks: dict[str, Tensor] = {}
-        for fqn in moving:
+        for fqn, (kept, count) in self._amounts(momenta, fraction).items():
             growth = self.growth.score(fqn, self.cells[fqn], self.step)
             if growth is None:
                 growth = torch.zeros(self.cells[fqn].size, device=self.entries[fqn].param.device)
-            if fqn not in amounts:
-                masks[fqn] = self.cells[fqn].unfold(self.new_mask(fqn, growth, fraction))
-                continue
-            kept, count = amounts[fqn]
             masks[fqn] = self.cells[fqn].unfold(self._moved(fqn, growth, kept, count))
         return masks
 
@@ -152,18 +146,21 @@ class SparseMomentum(Rewiring):
         cells = len(mask) if alive is None else int(alive.sum())
         return fill(keep, magnitude, growth, count // unit // cells, alive)
 
-    def _amounts(
-        self, moving: list[str], momenta: Mapping[str, float | None], fraction: float
-    ) -> dict[str, tuple[int, int]]:
-        """Weights to keep, and weights in the end, of every layer that may change its count."""
-        if self.redistribute == "none" or not moving:
+    def _amounts(self, momenta: Mapping[str, float], fraction: float) -> dict[str, tuple[int, int]]:
+        """Weights to keep, and weights in the end, of every layer that has a momentum."""
+        if not momenta:
             return {}
-        layers = [self._layer(fqn, momenta[fqn] or 0.0) for fqn in moving]
-        removed = removals(layers, fraction, [self.cells[fqn].unit for fqn in moving])
-        resting = [fqn for fqn in self._free if fqn not in moving]
-        counts = shared_out(layers, removed, self.budget - self._cost(resting))
-        kept = [layer.active - gone for layer, gone in zip(layers, removed, strict=True)]
-        return {fqn: amounts for fqn, *amounts in zip(moving, kept, counts, strict=True)}  # type: ignore[misc]
+        layers = {fqn: self._layer(fqn, momentum) for fqn, momentum in momenta.items()}
+        units = [self.cells[fqn].unit for fqn in layers]
+        removed = dict(zip(layers, removals(list(layers.values()), fraction, units), strict=True))
+        counts = {fqn: layer.active for fqn, layer in layers.items()}
+        sharing = [fqn for fqn in self._free if fqn in layers and self.redistribute != "none"]
+        if sharing:
+            resting = [fqn for fqn in self._free if fqn not in layers]
+            budget = self.budget - self._cost(resting)
+            shared = shared_out([layers[fqn] for fqn in sharing], [removed[fqn] for fqn in sharing], budget)
+            counts |= dict(zip(sharing, shared, strict=True))
+        return {fqn: (layer.active - removed[fqn], counts[fqn]) for fqn, layer in layers.items()}
 
     def _layer(self, fqn: str, momentum: float) -> Layer:
         entry, cells = self.entries[fqn], self.cells[fqn]

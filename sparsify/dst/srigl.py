@@ -88,14 +88,15 @@ class SRigL(RigL):
         self.outputs = readouts(bare, self.entries)
         self.budgets = {**self.counts, **planned_counts(bare, self.entries)}
 
-    def _check_mask(self, fqn: str) -> None:
-        if not isinstance(self.cells[fqn].pattern, FanIn):
-            raise UserError(
-                f"SRigL trains masks of constant fan-in, since it ablates rows that have too few salient "
-                f"weights; {fqn} has the pattern {self.cells[fqn].pattern.name}: transform the model with "
-                "pattern='fan-in', or use RigL"
-            )
-        super()._check_mask(fqn)
+    def _check_masks(self) -> None:
+        for fqn, cells in self.cells.items():
+            if not isinstance(cells.pattern, FanIn):
+                raise UserError(
+                    "SRigL trains masks of constant fan-in, since it ablates rows that have too few salient "
+                    f"weights; {fqn} has the pattern {cells.pattern.name}: transform the model with "
+                    "pattern='fan-in', or use RigL"
+                )
+        super()._check_masks()
 
     @property
     def ablated(self) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
@@ -16,12 +15,14 @@ from benchmarks.study.models import IMAGE, ResNet
 from benchmarks.supar import gpt
 from sparsify.graph.traced import Traced
 from sparsify.masks import masked_parameters
+from sparsify.planning import Plan
 from sparsify.scaling import Parameterization
 
 SIGMA = 0.04
 ALPHA_IN = 8.0
 ALPHA_OUT = 2.0
 RESNET_MULTIPLE = 2
+"""The ResNet is too narrow for widths in steps of 8."""
 RIGL_EXPONENT = 0.5
 TOLERANCE = 0.002
 """Largest deviation of the FLOPs of a transformed model from the base's, as a share."""
@@ -29,18 +30,18 @@ TOLERANCE = 0.002
 
 def build(run: Run) -> nn.Module:
     """The model of a run, with weights and masks drawn from its seed."""
-    if run.family == "dense":
-        return dense(run.model, width_of(run), run.pool, run.seed)
+    if run.family == "dense" and not run.sparsity:
+        return dense(run.model, run.width, run.pool, run.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return sparsify.transform(
             traced(run.model, run.width, run.pool),
+            plan=_plan(run.model, run.width, run.pool, run.family, run.sparsity),
             init="scratch",
             parameterization=cast(Parameterization, run.parameterization),
             density_exponent=_exponent(run),
             base_std=_spread(run),
             seed=run.seed,
-            **_plan_options(run.model, run.family, run.sparsity),
         )
 
 
@@ -63,16 +64,16 @@ def traced(model: str, width: int, pool: bool) -> Traced:
 
 
 @lru_cache(maxsize=16)
-def width_of(run: Run) -> int:
-    """Width of a dense run: the base's, or that of the residual stream in the wide family at its sparsity."""
-    if not run.sparsity:
-        return run.width
-    plan = sparsify.plan(
-        traced(run.model, run.width, run.pool), **_plan_options(run.model, "wide", run.sparsity)
-    )
-    if run.model == "resnet":
-        return next(layer.shape[0] for layer in plan.layers if layer.fqn == "stem")
-    return next(layer.shape[1] for layer in plan.layers if layer.fqn == "tokens")
+def _plan(model: str, width: int, pool: bool, family: str, sparsity: float) -> Plan:
+    """The plan of a family; that of a dense model is the wide family's with every weight kept."""
+    base = traced(model, width, pool)
+    multiple: dict[str, Any] = {"multiple": RESNET_MULTIPLE} if model == "resnet" else {}
+    if family != "dense":
+        return sparsify.plan(base, family=family, sparsity=sparsity, **multiple)
+    data = sparsify.plan(base, family="wide", sparsity=sparsity, **multiple).to_dict()
+    for layer in data["layers"]:
+        layer["density"] = 1.0
+    return Plan.from_json(data)
 
 
 def costs(model: nn.Module, run: Run) -> dict[str, Any]:
@@ -81,12 +82,8 @@ def costs(model: nn.Module, run: Run) -> dict[str, Any]:
     Raises:
         ValueError: The model was to have the base's FLOPs and has not.
     """
-    budget = _dense_flops(run.model, run.width, run.pool)
-    if run.family == "dense":
-        flops = _dense_flops(run.model, width_of(run), run.pool)
-    else:
-        flops = cast(Any, model).sparsify.plan.flops.sparse
-    ratio = flops / budget
+    flops = None if run.family == "dense" and not run.sparsity else cast(Any, model).sparsify.plan.flops
+    ratio = 1.0 if flops is None else flops.ratio
     if run.family != "dense" and abs(ratio - 1) > TOLERANCE:
         raise ValueError(f"{run.family} at {run.sparsity:g} has {ratio:.4f} times the FLOPs of the base")
     masks = [entry.mask for entry in masked_parameters(model).values()]
@@ -98,16 +95,6 @@ def costs(model: nn.Module, run: Run) -> dict[str, Any]:
         "active_parameters": stored - inactive,
         "masked_density": 1 - inactive / sum(mask.numel() for mask in masks) if masks else 1.0,
     }
-
-
-def _dense_flops(model: str, width: int, pool: bool) -> int:
-    return sparsify.plan(traced(model, width, pool), family="masked").flops.dense
-
-
-def _plan_options(model: str, family: str, sparsity: float) -> dict[str, Any]:
-    """The ResNet is too narrow for widths in steps of 8; the GPT keeps its own steps."""
-    multiple: Mapping[str, Any] = {"multiple": RESNET_MULTIPLE} if model == "resnet" else {}
-    return {"family": family, "sparsity": sparsity, **multiple}
 
 
 def _exponent(run: Run) -> float | None:

@@ -50,9 +50,9 @@ class Results:
         return base.minus(own) if self.measure == "loss" else own.minus(base)
 
     def share(self, which: Cell) -> float | None:
-        """Its gain over that of the dense model of the wide family's width at that sparsity, over shared seeds.
+        """Its gain over that of the dense model with the wide family's widths at that sparsity.
 
-        None where that dense model is not better than the base.
+        Over the seeds that both have. None where that dense model is not better than the base.
         """
         own, bound = self.gain(which), self.gain(wider(which[1]))
         shared = [seed for seed in own.values if seed in bound.values]

@@ -25,4 +25,4 @@ class GroupLasso(GroupPenalty):
 
     def felt(self, norms: Tensor, rates: Tensor, weights: Tensor) -> float:
         """A group is gone after one step where αλd is its norm."""
-        return float((norms / (rates * weights)).mean())
+        return float((norms / (rates * weights)).median())

@@ -9,38 +9,41 @@ from sparsify.errors import UserError
 from sparsify.masks import NM, Blocks, FanIn, pattern_of
 
 
-def quotas(groups: Groups, keep: float | None, k: int | None, scope: str) -> list[int]:
-    """Groups that stay in each set; with the scope of the model only their sum counts.
+def wanted(groups: Groups, keep: float | None, k: int | None) -> int:
+    """How many groups stay.
 
     Args:
         groups: All groups.
         keep: Share that stays, or None.
         k: Number that stays, or None.
-        scope: `model` or `layer`.
 
     Raises:
         UserError: Not exactly one of `keep` and `k` is given, or it is out of range.
     """
-    m, sets = len(groups), groups.sets
+    m, sets = len(groups), len(groups.sets)
     if (keep is None) == (k is None):
         raise UserError("give either keep, the share of the groups that stays, or k, their number")
     if keep is not None and not 0.0 < keep <= 1.0:
         raise UserError(f"keep must lie in (0, 1], got {keep}")
-    if k is not None and not len(sets) <= k <= m:
-        raise UserError(
-            f"k must lie between {len(sets)} (one group in each of so many widths) and {m} (all), got {k}"
-        )
-    share = keep if keep is not None else (k or 0) / m
-    quotas = [max(1, min(one.count, round(share * one.count))) for one in sets]
-    if scope == "layer":
-        return quotas
-    wanted = k if k is not None else max(len(sets), round(share * m))
-    return [wanted] + [0] * (len(sets) - 1)
+    if k is not None and not sets <= k <= m:
+        raise UserError(f"k must lie between {sets} (one group in each of so many widths) and {m}, got {k}")
+    return k if k is not None else max(sets, round((keep or 0.0) * m))
+
+
+def quotas(groups: Groups, k: int, share: float) -> list[int]:
+    """Groups that stay at least in each set: this share of its part of k, and one; together at most k."""
+    part = share * k / len(groups)
+    found = [max(1, min(one.count, round(part * one.count))) for one in groups.sets]
+    excess = sum(found) - k
+    if share < 1.0 and excess > 0:
+        return [1] * len(found)
+    return found
 
 
 def check_options(
     total_steps: int,
     scope: str,
+    floor: float,
     strength: float | None,
     weights: str,
     tolerance: float,
@@ -56,6 +59,8 @@ def check_options(
         raise UserError(f"total_steps and update_every must be at least 1, got {total_steps}, {update_every}")
     if scope not in ("model", "layer"):
         raise UserError(f"scope must be model or layer, got {scope!r}")
+    if not 0.0 <= floor < 1.0:
+        raise UserError(f"floor must lie in [0, 1), got {floor}")
     if weights not in ("sqrt", "one"):
         raise UserError(f"weights must be sqrt or one, got {weights!r}")
     if strength is not None and not 0.0 < strength < float("inf"):

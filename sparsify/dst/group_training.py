@@ -11,7 +11,8 @@ from torch import Tensor, nn, optim
 
 from sparsify.dst.base import Algorithm
 from sparsify.dst.group_choice import Example, find_groups
-from sparsify.dst.group_options import check_options, check_pattern, quotas
+from sparsify.dst.group_options import check_options, check_pattern, quotas, wanted
+from sparsify.dst.group_rates import GroupRates
 from sparsify.dst.group_strength import StrengthController
 from sparsify.dst.groups import Groups
 from sparsify.dst.slots import optimized
@@ -19,6 +20,10 @@ from sparsify.errors import UserError
 from sparsify.masks import set_mask, topk_mask
 
 Phase = Literal["regularise", "masked"]
+
+_FIRST = 0.3
+_MOST = 0.05
+_MEMORY = 20.0
 
 
 class GroupPenalty(Algorithm):
@@ -45,6 +50,8 @@ class GroupPenalty(Algorithm):
         keep: Share of the groups that stays, in (0, 1]; `k` as a share.
         k: Groups that stay. One of the two.
         scope: `model`: the k best of all; `layer`: the same share of every width.
+        floor: Share of its part at even shares that every width keeps under the scope `model`; one group at
+            least. They are the best by √d_j·‖w_j‖, and exempt from the penalty if it would leave fewer.
         strength: λ at the start; without it a tenth of what would be felt.
         weights: `sqrt`: d_j = √(entries of group j); `one`.
         tolerance: Groups above k, as a share, at which the finish may come.
@@ -71,6 +78,7 @@ class GroupPenalty(Algorithm):
         keep: float | None = None,
         k: int | None = None,
         scope: Literal["model", "layer"] = "model",
+        floor: float = 0.25,
         strength: float | None = None,
         weights: Literal["sqrt", "one"] = "sqrt",
         tolerance: float = 0.05,
@@ -82,30 +90,32 @@ class GroupPenalty(Algorithm):
         watch: Callable[[str, GroupPenalty], object] | None = None,
         seed: int = 0,
     ) -> None:
-        check_options(total_steps, scope, strength, weights, tolerance, finish_at, update_every)
+        check_options(total_steps, scope, floor, strength, weights, tolerance, finish_at, update_every)
         if isinstance(groups, str):
             groups = find_groups(model, groups, example=example, only=only, keep_dense=keep_dense)
         groups.check_trained(optimized(optimizer))
         check_pattern(model, groups)
         self.groups, self.scope, self.watch = groups, scope, watch
-        self.quotas = quotas(groups, keep, k, scope)
-        self.k = sum(self.quotas)
+        self.k = wanted(groups, keep, k)
+        self.quotas = quotas(groups, self.k, 1.0 if scope == "layer" else floor)
+        self.k = self.k if scope == "model" else sum(self.quotas)
         self._mask_members()
         super().__init__(model, optimizer, seed=seed)
-        self._rate_of = self._rates_by_group()
+        self._rates = GroupRates(groups, optimizer)
         self._d = groups.sizes.clamp_min(1).sqrt() if weights == "sqrt" else torch.ones_like(groups.sizes)
-        self._sets = groups.set_of()
-        self.finish_step = max(1, round(finish_at * total_steps))
-        every = max(1, min(update_every, self.finish_step // 100))
-        self._controller = StrengthController(
-            len(groups), self.k, max(1, round(0.9 * self.finish_step)), every
-        )
         self.tolerance = tolerance
+        self.finish_step = max(1, round(finish_at * total_steps))
         self.phase: Phase = "regularise"
-        norms = groups.norms()
-        self.groups_alive = int(torch.count_nonzero(norms))
-        self.strength = self._first_strength(norms) if strength is None else float(strength)
         self.events: list[dict[str, Any]] = []
+        self.groups_alive = int(torch.count_nonzero(groups.norms()))
+        self.strength = 0.0 if strength is None else float(strength)
+        self._falling = self._felt = 0.0
+        self._controller = StrengthController(
+            groups=len(groups),
+            wanted=self.k,
+            steps=max(1, round(0.95 * self.finish_step)),
+            every=max(1, min(update_every, self.finish_step // 100)),
+        )
 
     @abstractmethod
     def factors(self, norms: Tensor, strength: Tensor, weights: Tensor, k: int) -> Tensor:
@@ -134,14 +144,19 @@ class GroupPenalty(Algorithm):
             return
         norms = self.groups.norms()
         self._check_finite(norms)
+        if self._felt == 0.0:
+            self._set_scale(norms)
         factors = self._all_factors(norms)
         alive = int(torch.count_nonzero(norms * factors))
         if alive < self.k:
             self.finish()
             return
         self.groups.scale(factors)
-        self.groups_alive = alive
-        self.strength = self._controller.adjusted(self.strength, alive, self.step)
+        before, self.groups_alive = self.groups_alive, alive
+        memory = min(1.0, _MEMORY / self.finish_step)
+        self._falling += memory * (before - alive - self._falling)
+        adjusted = self._controller.adjusted(self.strength, alive, self._falling, self.step)
+        self.strength = min(adjusted, max(self.strength, _MOST * self._felt))
         if alive <= max(self.k, (1 + self.tolerance) * self.k) or self.step >= self.finish_step:
             self.finish()
 
@@ -176,36 +191,32 @@ class GroupPenalty(Algorithm):
             self.watch("after", self)
 
     def _all_factors(self, norms: Tensor) -> Tensor:
-        rates = torch.tensor([float(group["lr"]) for group in self.optimizer.param_groups]).to(norms)
-        strength = self.strength * rates[self._rate_of]
+        strength = self.strength * self._rates.now()
         if self.scope == "model":
-            return self._with_survivors(self.factors(norms, strength, self._d, self.k), norms)
+            return self._with_floor(self.factors(norms, strength, self._d, self.k), norms)
         found = torch.empty_like(norms)
         for one, quota in zip(self.groups.sets, self.quotas, strict=True):
             where = slice(one.first, one.first + one.count)
             found[where] = self.factors(norms[where], strength[where], self._d[where], quota)
-        return self._with_survivors(found, norms)
+        return found
 
-    def _with_survivors(self, factors: Tensor, norms: Tensor) -> Tensor:
-        """Spares the best group of a width that would vanish: nothing would pass through it any more."""
-        best = torch.zeros(len(self.groups.sets), dtype=norms.dtype, device=norms.device)
-        best.index_reduce_(0, self._sets, norms * factors, "amax")
-        if bool((best > 0).all()):
-            return factors
-        scores = self._d.sqrt() * norms
-        tops = torch.zeros_like(best).index_reduce_(0, self._sets, scores, "amax")
-        spared = (best[self._sets] == 0) & (scores == tops[self._sets]) & (scores > 0)
-        return torch.where(spared, 1.0, factors)
+    def _with_floor(self, factors: Tensor, norms: Tensor) -> Tensor:
+        """Spares the best groups of a width that would lose too many: nothing would pass through it."""
+        alive = norms * factors > 0
+        for one, quota in zip(self.groups.sets, self.quotas, strict=True):
+            where = slice(one.first, one.first + one.count)
+            if int(torch.count_nonzero(alive[where])) < quota:
+                spared = topk_mask(self._d[where].sqrt() * norms[where], quota)
+                factors[where] = torch.where(spared, 1.0, factors[where])
+        return factors
 
     def _best(self, scores: Tensor) -> Tensor:
-        """The groups that stay: `quotas` of every set, or k over all with one of each set at least."""
+        """The groups that stay: the quota of every width, and the best of the rest up to k."""
         kept = torch.zeros_like(scores, dtype=torch.bool)
         for one, quota in zip(self.groups.sets, self.quotas, strict=True):
             where = slice(one.first, one.first + one.count)
-            kept[where] = topk_mask(scores[where], quota if self.scope == "layer" else 1)
-        if self.scope == "model":
-            rest = topk_mask(scores.masked_fill(kept, -torch.inf), self.k - int(kept.sum()))
-            kept |= rest
+            kept[where] = topk_mask(scores[where], quota)
+        kept |= topk_mask(scores.masked_fill(kept, -torch.inf), self.k - int(kept.sum()))
         return kept & (scores > 0)
 
     def _mask_members(self) -> None:
@@ -214,31 +225,17 @@ class GroupPenalty(Algorithm):
             if part.owner._buffers.get(f"{part.name}_mask") is None:
                 set_mask(part.owner, part.name, torch.ones_like(part.param, dtype=torch.bool))
 
-    def _rates_by_group(self) -> Tensor:
-        """For each group, the number of the optimizer's group in which most of it is."""
-        number = {
-            id(param): place
-            for place, group in enumerate(self.optimizer.param_groups)
-            for param in group["params"]
-        }
-        shares = torch.zeros(len(self.optimizer.param_groups), len(self.groups), dtype=torch.float64)
-        shares = shares.to(self.groups.device)
-        for part in self.groups.parts:
-            part.add_totals(torch.ones_like(part.param.detach()), shares[number[id(part.param)]])
-        return shares.argmax(0)
-
-    def _first_strength(self, norms: Tensor) -> float:
-        rates = torch.tensor(
-            [float(group.get("initial_lr", group["lr"])) for group in self.optimizer.param_groups]
-        ).to(norms)
-        alive = norms > 0
+    def _set_scale(self, norms: Tensor) -> None:
+        """Finds out, after the first step, at what λ the penalty is felt."""
+        alive, rates = norms > 0, self._rates.at_base()
         if not bool(alive.any()) or not bool((rates > 0).all()):
             raise UserError(
-                "the strength of the penalty cannot be guessed: all groups are zero, or a learning rate is; "
-                "pass strength="
+                "the strength of the penalty has no scale: all groups are zero, or a learning rate is; set "
+                "rates and weights before the algorithm is made"
             )
-        felt = self.felt(norms[alive], rates[self._rate_of][alive], self._d[alive])
-        return 0.1 * felt / self.finish_step
+        self._felt = self.felt(norms[alive], rates[alive], self._d[alive])
+        if self.strength == 0.0:
+            self.strength = _FIRST * self._felt / self.finish_step
 
     def _check_finite(self, norms: Tensor) -> None:
         broken = torch.nonzero(~torch.isfinite(norms)).flatten()
@@ -257,6 +254,8 @@ class GroupPenalty(Algorithm):
             "groups": len(self.groups),
             "k": self.k,
             "groups_alive": self.groups_alive,
+            "falling": self._falling,
+            "felt": self._felt,
             "events": [dict(event) for event in self.events],
         }
 
@@ -270,5 +269,5 @@ class GroupPenalty(Algorithm):
                 )
         super().load_state_dict(state)
         self.phase, self.strength = state["phase"], state["strength"]
-        self.groups_alive = state["groups_alive"]
+        self.groups_alive, self._falling, self._felt = state["groups_alive"], state["falling"], state["felt"]
         self.events = [dict(event) for event in state["events"]]

@@ -70,11 +70,6 @@ class Groups:
         """Where the parameters are."""
         return self.parts[0].param.device
 
-    def set_of(self) -> Tensor:
-        """Number of each group's set [m]."""
-        counts = torch.tensor([one.count for one in self.sets])
-        return torch.arange(len(self.sets)).repeat_interleave(counts).to(self.device)
-
     def describe(self, group: int) -> str:
         """A group in a person's words."""
         one = next(one for one in self.sets if group < one.first + one.count)

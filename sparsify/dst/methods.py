@@ -14,6 +14,7 @@ from sparsify.dst.set import SET
 from sparsify.dst.sparse_momentum import SparseMomentum
 from sparsify.dst.srigl import SRigL
 from sparsify.dst.static import Static
+from sparsify.dst.wgsef import WGSEF
 from sparsify.errors import UserError
 
 METHODS: dict[str, type[Algorithm]] = {
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Algorithm]] = {
     "srigl": SRigL,
     "sparse-momentum": SparseMomentum,
     "gmp": GMP,
+    "wgsef": WGSEF,
 }
 
 

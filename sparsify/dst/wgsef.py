@@ -30,4 +30,4 @@ class WGSEF(GroupPenalty):
 
     def felt(self, norms: Tensor, rates: Tensor, weights: Tensor) -> float:
         """A group with u = k/m shrinks by half where αλd = k/m."""
-        return self.k / len(self.groups) / float((rates * weights).mean())
+        return self.k / len(self.groups) / float((rates * weights).median())

@@ -92,7 +92,7 @@ def coord_check(
         "rules": () if rules == "none" else names(rules),
         "lr": None if lr is None else amount(lr, "--lr"),
     }
-    scaling = {
+    scaling: dict[str, Any] = {
         "density_exponent": density_exponent,
         "base": base,
         "lr_behind_batchnorm": lr_behind_batchnorm,
@@ -179,7 +179,7 @@ def sweep(
         "parameterizations": names(parameterization),
         "widths": widths if widths in (None, "isoflop") else amounts(str(widths), "--widths"),
     }
-    scaling = {
+    scaling: dict[str, Any] = {
         "density_exponent": density_exponent,
         "base": base,
         "lr_behind_batchnorm": lr_behind_batchnorm,

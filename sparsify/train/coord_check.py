@@ -19,12 +19,13 @@ import torch
 from sparsify.errors import UserError
 from sparsify.graph.traced import Traced
 from sparsify.passes.scaled import ScalingOptions
-from sparsify.scaling import Base
+from sparsify.scaling import Base, Parameterization
 from sparsify.train.coord_check_data import DataBatches, RandomBatches, Source
 from sparsify.train.coord_check_plot import plot_check
 from sparsify.train.coord_check_runs import Measured, Runs, Settings
 from sparsify.train.coord_check_slopes import FLAT, STEEP, Values, shares, slopes
 from sparsify.train.data import Data
+from sparsify.train.objective import check_fit
 from sparsify.train.sources import load_data
 from sparsify.train.study_progress import StudyBar
 from sparsify.train.variants import (
@@ -140,7 +141,7 @@ def coord_check(
 
     Raises:
         UserError: An option is out of range, or the data does not fit the model.
-        BudgetError: A width has no plan.
+        BudgetError: There is nothing to mask, or a width has no plan.
     """
     chosen = check_parameterizations(parameterizations)
     points = _points(mode, densities, widths)
@@ -161,7 +162,10 @@ def coord_check(
         source.batch_size,
     )
     settings.check()
-    runs = Runs(Variants(traced, plan_options, scaling, base_std), source, settings)
+    variants = Variants(traced, plan_options, scaling, base_std)
+    _check_before(variants, chosen, points, data=source)
+    target = None if plot is None else _folder_made(Path(plot))
+    runs = Runs(variants, source, settings)
     with (
         torch.random.fork_rng(devices=[]),
         StudyBar(len(chosen) * len(points) * seeds, progress) as bar,
@@ -171,7 +175,7 @@ def coord_check(
             runs.find_lr()
         found: dict[str, Measured] = {name: runs.all(name, points, bar) for name in chosen}
     said = {"data": source.name, **describe(scaling, base_std)}
-    return _summary(runs, mode, points, found, said, None if plot is None else Path(plot))
+    return _summary(runs, mode, points, found, said, target)
 
 
 def _points(mode: str, densities: Sequence[float] | None, widths: Sequence[float]) -> tuple[Variant, ...]:
@@ -198,6 +202,30 @@ def _source(traced: Traced, data: str | Data | None, batch_size: int | None, seq
         return RandomBatches(traced, batch_size)
     found = load_data(data, sequence_length=sequence_length) if isinstance(data, str) else data
     return DataBatches(found, batch_size)
+
+
+def _check_before(
+    variants: Variants, chosen: Sequence[Parameterization], points: Sequence[Variant], *, data: Source
+) -> None:
+    """Finds what would stop the check before anything is run.
+
+    Raises:
+        UserError: The base is another architecture, an option is out of range, or the model does not run on
+            the data.
+        BudgetError: There is nothing to mask, or a width has no plan.
+    """
+    variants.masked_layers()
+    for name in chosen:
+        for point in points:
+            variants.scaling(point, name)
+    if isinstance(data, DataBatches):
+        check_fit(variants.model(Variant(1.0), chosen[0], 0), data.data, torch.device("cpu"))
+
+
+def _folder_made(file: Path) -> Path:
+    """The file, in a folder that is there: better no check than one whose plot cannot be written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def _summary(

@@ -163,7 +163,7 @@ def describe(scaling: ScalingOptions, base_std: Mapping[str, float] | None) -> d
     base = scaling.base
     text = None if base is None else json.dumps(base.to_json(), sort_keys=True).encode()
     return {
-        "density_exponent": scaling.density_exponent,
+        "density_exponent": 1.0 if scaling.density_exponent is None else scaling.density_exponent,
         "base": None if text is None else hashlib.sha256(text).hexdigest()[:16],
         "lr_behind_batchnorm": scaling.lr_behind_batchnorm,
         "input_multiplier": scaling.input_multiplier,

@@ -9,19 +9,30 @@ import torch
 import typer
 from torch import nn
 
+import sparsify
 from sparsify import api
 from sparsify._study_commands import amount, amounts
 from sparsify.archive import wrap
 
+EXAMPLE = (torch.zeros(2, 1, 8, 8),)
+
+
+def perceptron(width):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, 10),
+    )
+
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
-    )
     path = tmp_path_factory.mktemp("model") / "model.pt2"
-    api.save(wrap(api.trace(model, (torch.zeros(2, 1, 8, 8),))), path)
+    api.save(wrap(api.trace(perceptron(32), EXAMPLE)), path)
     return path
 
 
@@ -58,6 +69,65 @@ def test_sweep_prints_best_rates_and_goes_on(run, model_file, tmp_path):
     again = run(*words)
     assert "best learning rates" in again.out and "of the grid" in again.out
     assert "another sweep: batch_size" in run(*words, "--batch-size", "8", code=1).err
+
+
+SCALING = ("--input-multiplier", "2", "--base-std", "*=0.1", "--density-exponent", "0.5")
+OPTIONS = {"input_multiplier": 2.0, "base_std": {f"{n}.weight": 0.1 for n in (1, 3, 5)}}
+
+
+def test_scaling_options_mean_what_they_mean_in_python(run, model_file, tmp_path):
+    """The base is a model file for the one command, and its description for the other."""
+    api.save(wrap(api.trace(perceptron(16), EXAMPLE)), tmp_path / "base.pt2")
+    api.save_base(perceptron(16), tmp_path / "base.json", EXAMPLE)
+    options = {**OPTIONS, "density_exponent": 0.5, "base": perceptron(16), "progress": False}
+    words = ("coord-check", model_file, "--data", "digits", *CHECK, "--base", tmp_path / "base.pt2", *SCALING)
+    said = json.loads(run(*words, "--format", "json").out)
+    settings = {"densities": (1.0, 0.25), "steps": 2, "seeds": 1, "lr": 2**-7}
+    expected = sparsify.coord_check(perceptron(32), "digits", **settings, **options)
+    assert said["slopes"] == expected.slopes
+    assert {**said["settings"], "rules": expected.settings["rules"]} == expected.settings
+    words = ("sweep", model_file, "--data", "digits", "--lr", "2^-7", "--densities", "1/4", "--steps", "2")
+    words += (
+        "--base",
+        tmp_path / "base.json",
+        *SCALING,
+        "--parameterization",
+        "supar",
+        "-o",
+        tmp_path / "out",
+    )
+    said = json.loads(run(*words, "--format", "json").out)
+    settings = {"lrs": [2**-7], "densities": [0.25], "parameterizations": ["supar"], "steps": 2}
+    swept = sparsify.sweep(perceptron(32), "digits", **settings, **options)
+    assert [cell["loss"] for cell in said["cells"]] == [one.loss for one in swept.outcomes.values()]
+    assert said["settings"]["base"] == swept.settings["base"] is not None
+
+
+@pytest.mark.parametrize("mode", ["width", "isoflop"])
+def test_every_mode_is_reached(run, model_file, mode):
+    words = ("coord-check", model_file, "--data", "digits", "--steps", "1", "--seeds", "1", "--lr", "2^-7")
+    varied = ("--widths", "1,2", "--densities", "1/4") if mode == "width" else ("--densities", "1,1/4")
+    captured = run(*words, "--mode", mode, *varied, "--parameterization", "supar,sp", "--format", "json")
+    data = json.loads(captured.out)
+    assert data["mode"] == mode and set(data["slopes"]["sp"]) == {"3"}
+    first, second = data["points"]
+    assert first["width"] == 1.0 and second["width"] > 1.1
+    assert second["density"] == pytest.approx(0.25, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (("--data", "nothing"), 1, "unknown data 'nothing'; known are digits"),
+        (("--densities", "1,0"), 2, "'0' is not a positive number"),
+        (("--densities", "1,2"), 1, "kept share in (0, 1], not 2"),
+        (("--mode", "diagonal"), 1, "'diagonal' is not one of density, width, isoflop"),
+        (("--only", "1x"), 1, "1x"),
+        (("--base", "missing.json"), 1, "missing.json"),
+    ],
+)
+def test_bad_input_is_named(run, model_file, words, code, reason):
+    assert reason in run("coord-check", model_file, *words, code=code).err
 
 
 def test_numbers_are_decimals_fractions_and_powers():

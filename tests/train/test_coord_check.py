@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import sparsify
-from sparsify.errors import UserError
+from sparsify.errors import BudgetError, UserError
 from sparsify.train import Data
 from sparsify.train.coord_check import coord_check
 from sparsify.train.coord_check_data import RandomBatches
 from sparsify.train.coord_check_record import Coordinates
+from sparsify.train.coord_check_runs import Runs
 from sparsify.train.coord_check_slopes import shares, slopes
 from sparsify.train.sources import load_data
 from sparsify.train.variants import Variant, Variants
 from tests.models import MODELS
+from tests.train import tasks
 
 DENSITIES = (1.0, 1 / 4, 1 / 16)
 
@@ -231,11 +233,36 @@ def test_slopes_are_those_of_power_laws():
         ({"lr": -1.0}, "lr must be positive"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"density_exponent": 2.0}, r"density_exponent must lie in \(0, 1\]"),
+        ({"output_multiplier": 0.0}, "output_multiplier must be positive"),
+        ({"base_std": {"4.weight": 0.1}}, "no parameter '4.weight'"),
+        ({"only": ("nothing.*",)}, "nothing"),
     ],
 )
 def test_options_that_do_not_fit_are_named(traced, digits, options, reason):
     with pytest.raises(UserError, match=reason):
         check(traced, digits, **options)
+
+
+def test_what_cannot_be_checked_is_said_before_anything_runs(traced, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(Runs, "all", None)
+    readout = sparsify.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (torch.zeros(2, 1, 8, 8),))
+    with pytest.raises(BudgetError, match="nothing to mask: the model has no hidden linear"):
+        check(readout, digits)
+    with pytest.raises(UserError, match="does not run on this data, with inputs"):
+        check(traced, tasks.points())
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        check(traced, digits, plot=tmp_path / "file" / "plot.png")
+
+
+def test_the_rate_that_is_found_is_the_bases(digits):
+    """Under a base, the dense model learns at the base's rates: the one that is found is relative to it."""
+    traced = sparsify.trace(perceptron(128, 1), (torch.zeros(2, 1, 8, 8),))
+    base = sparsify.api.as_base(perceptron(16, 1), (torch.zeros(2, 1, 8, 8),), None)
+    options = {"densities": (1.0, 0.5), "parameterizations": ["supar"], "seeds": 1, "steps": 5}
+    alone = check(traced, digits, **options).settings["lr"]
+    assert check(traced, digits, base=base, **options).settings["lr"] >= 2 * alone
 
 
 def test_the_public_verb_takes_models_data_and_archives(digits, tmp_path):

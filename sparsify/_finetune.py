@@ -150,6 +150,8 @@ def finetune_file(
     return {
         "metrics": result.metrics,
         "density": result.density,
+        "flops": result.flops,
+        "events": list(result.events),
         "output": str(output),
         "checkpoints": str(result.checkpoints) if result.checkpoints else None,
     }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsify.errors import UserError
 from sparsify.graph.train_mode import RULE
-from sparsify.masks import SparseGraphModule, attach_hooks, verify_masks
+from sparsify.masks import SparseGraphModule, attach_hooks, check_patterns, verify_masks
 from sparsify.train import divergence, objective, saving
 from sparsify.train.calling import call, output_tensor
 from sparsify.train.data import Batch, Data
@@ -29,6 +29,7 @@ from sparsify.train.setting_up import make_algorithm, make_optimizer
 __all__ = ["Run", "TrainingDivergedError"]
 
 _LOGGED_ROWS = 200
+_REPORTED = ("groups_alive", "strength")
 
 
 def _check_training_mode(model: nn.Module) -> None:
@@ -77,7 +78,8 @@ class Run:
         self.objective, self.distillation, self.tensorboard = loss, distillation, tensorboard
         self.optimizer = make_optimizer(model, options)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.algorithm = make_algorithm(model, self.optimizer, options)
+        example = data.test.batch(torch.arange(min(2, len(data.test)))).to(device)
+        self.algorithm = make_algorithm(model, self.optimizer, options, example=example, watch=self._watch)
         self.folder = None if output is None else output.with_name(output.name + ".ckpt")
         self.identity: dict[str, Any] = {**asdict(options), "data": data.digest()}
         self.identity["teacher"] = None if distillation is None else distillation.identity()
@@ -88,6 +90,7 @@ class Run:
         self.loss = self.gradient_norm = math.nan
         self.seconds = 0.0
         self.rows: list[Row] = []
+        self.events: list[dict[str, Any]] = []
         self.order: tuple[int, Tensor] | None = None
 
     def train(self, progress: bool) -> None:
@@ -118,6 +121,7 @@ class Run:
                 self.distillation.stop()
             self.model.train(training)
         verify_masks(self.model)
+        check_patterns(self.model)
 
     def _one_step(self, bar: Bar) -> None:
         factor = self.options.factor(self.step)
@@ -176,18 +180,25 @@ class Run:
         bad = divergence.bad_weights(self.model)
         if bad:
             raise self._diverged(f"{divergence.listed(bad)} is not finite")
-        self.metrics = objective.evaluate(
-            self.model,
-            self.data,
-            batch_size=max(256, self.options.batch_size),
-            device=self.device,
-            loss=self.objective,
-        )
+        self.metrics = self._measured()
         if not math.isfinite(self.metrics["loss"]):
             raise self._diverged(f"the test loss is {self.metrics['loss']}")
         name = objective.headline(self.metrics)
         bar.tested(name, self.metrics[name])
         self.log.add(self._row(), self.metrics)
+
+    def _measured(self) -> dict[str, float]:
+        size = max(256, self.options.batch_size)
+        return objective.evaluate(
+            self.model, self.data, batch_size=size, device=self.device, loss=self.objective
+        )
+
+    def _watch(self, moment: str, algorithm: Any) -> None:
+        """Measures before and after an abrupt change that a method makes (the hard finish of groups)."""
+        if moment == "before":
+            self.events.append({"before": self._measured()})
+        else:
+            self.events[-1] |= {**algorithm.events[-1], "after": self._measured()}
 
     def _row(self) -> dict[str, Any]:
         factor = self.options.factor(max(0, self.step - 1))
@@ -199,7 +210,12 @@ class Run:
             "gradient_norm": self.gradient_norm if self.step else None,
             "density": self._density(),
             "seconds": round(self.seconds, 3),
+            **{name: getattr(self.algorithm, name) for name in self._reported()},
         }
+
+    def _reported(self) -> tuple[str, ...]:
+        """What the method says of itself besides the density."""
+        return tuple(name for name in _REPORTED if hasattr(self.algorithm, name))
 
     def _save(self) -> None:
         density = self._density()
@@ -253,7 +269,7 @@ class Run:
             self.folder,
             rows=self.rows,
             step=self.step,
-            extra=(),
+            extra=self._reported(),
             watched=self.options.method not in ("dense", "static"),
             tensorboard=self.tensorboard,
         )

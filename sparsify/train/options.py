@@ -13,7 +13,7 @@ from sparsify.train.functions import Function
 from sparsify.train.objective import make_loss
 from sparsify.train.schedule import SHAPES
 
-METHODS = ("dense", *getattr(dst, "METHODS", ("static", "rigl")))
+METHODS = ("dense", *dst.METHODS)
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("fp32", "bf16")
 _DEFAULT_LR = {"adamw": 1e-3, "sgd": 0.1}

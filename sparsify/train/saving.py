@@ -24,6 +24,7 @@ def save(run: Run, folder: Path, *, improved: bool) -> None:
         "metrics": run.metrics,
         "best": run.best,
         "seconds": run.seconds,
+        "events": run.events,
         "rows": [dict(row) for row in run.log.history.rows],
         "model": checkpoint.model_state(run.model),
         "optimizer": checkpoint.optimizer_state(run.optimizer),
@@ -53,7 +54,7 @@ def resume(run: Run, folder: Path) -> None:
     checkpoint.load_random_state(state["random"])
     run.step = run.saved = state["step"]
     run.loss, run.metrics, run.best = state["loss"], state["metrics"], state["best"]
-    run.seconds, run.rows = state["seconds"], state["rows"]
+    run.seconds, run.rows, run.events = state["seconds"], state["rows"], state["events"]
 
 
 def use_best(run: Run, folder: Path) -> dict[str, float]:

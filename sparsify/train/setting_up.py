@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import nn, optim
 
 from sparsify import dst
 from sparsify.errors import UserError
-from sparsify.masks import masked_parameters
+from sparsify.masks import SparseGraphModule, masked_parameters
 from sparsify.scaling import param_groups
+from sparsify.train.data import Batch
 from sparsify.train.options import Resolved
 
 _TAKE_DENSE_MODELS = ("gmp", "wgsef", "group-lasso")
@@ -32,8 +34,22 @@ def make_optimizer(model: nn.Module, options: Resolved) -> optim.Optimizer:
     return optim.AdamW(groups, lr=options.lr)
 
 
-def make_algorithm(model: nn.Module, optimizer: optim.Optimizer, options: Resolved) -> dst.Algorithm | None:
+def make_algorithm(
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    options: Resolved,
+    *,
+    example: Batch | None = None,
+    watch: Callable[[str, Any], object] | None = None,
+) -> dst.Algorithm | None:
     """The sparse training algorithm, or None for `dense`.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer.
+        options: Of the run.
+        example: Inputs, for methods that look into the graph of a plain module.
+        watch: For methods that call one around an abrupt change.
 
     Raises:
         UserError: When the method does not fit the model (masks and `dense`, or none and another), or has no
@@ -46,23 +62,20 @@ def make_algorithm(model: nn.Module, optimizer: optim.Optimizer, options: Resolv
         return None
     if not masked and options.method not in _TAKE_DENSE_MODELS:
         raise UserError(f"the model has no masks for '{options.method}'; transform it first, or use 'dense'")
-    return _make(
+    given: dict[str, Any] = {"seed": options.seed}
+    known = dst.method_options(options.method)
+    if "watch" in known:
+        given["watch"] = watch
+    if "example" in known and example is not None and not example.kwargs:
+        given["example"] = None if isinstance(model, SparseGraphModule) else example.args
+    return dst.make(
         options.method,
         model,
         optimizer,
         total_steps=options.steps,
         update_every=options.update_every,
-        **({"seed": options.seed} | options.method_options),
+        **(given | options.method_options),
     )
-
-
-def _make(method: str, model: nn.Module, optimizer: optim.Optimizer, **options: Any) -> dst.Algorithm:
-    if hasattr(dst, "make"):
-        return dst.make(method, model, optimizer, **options)
-    if method == "static":
-        options.pop("seed")
-        return dst.Static(model, optimizer, **options)
-    return dst.RigL(model, optimizer, **options)
 
 
 def choose_device(device: str) -> torch.device:

@@ -30,6 +30,9 @@ class FinetuneResult:
         metrics: Test metrics of the last step (with `keep="best"` of the best one), and `train_loss`, the
             last batch's.
         density: Share of active entries over all masked weights; 1 without masks.
+        flops: Of the model as its masks are now, where its plan is known and the method masks.
+        events: Abrupt changes that the method made: the hard finish of group sparsity, with the test metrics
+            `before` and `after` it.
         output: The archive that the caller is to write, if any.
         history: Rows of the run: step, epoch, lr, loss, gradient_norm, density, churn, seconds, and test
             metrics now and then.
@@ -41,6 +44,8 @@ class FinetuneResult:
 
     metrics: dict[str, float]
     density: float
+    flops: int | None
+    events: tuple[Mapping[str, Any], ...]
     output: Path | None
     history: tuple[Row, ...]
     model: nn.Module
@@ -129,6 +134,8 @@ def _result(run: Run) -> FinetuneResult:
     return FinetuneResult(
         metrics={**run.metrics, "train_loss": run.loss},
         density=active / sum(entry.mask.numel() for entry in entries) if entries else 1.0,
+        flops=None if run.algorithm is None else run.algorithm.flops,
+        events=tuple(run.events),
         output=run.output,
         history=tuple(run.log.history.rows),
         model=run.model,

@@ -66,10 +66,11 @@ def test_a_step_that_a_scaler_skips_is_not_counted():
     model, generator = net("rigl", "unstructured"), torch.Generator().manual_seed(0)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     algorithm = make("rigl", model, optimizer, "unstructured")
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, backoff_factor=2.0**-40)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-40)
     for _ in range(6):
         optimizer.zero_grad()
-        scaler.scale(model(torch.randn(8, 4, 4, 4, generator=generator)).square().mean()).backward()
+        loss = 100 * model(torch.randn(8, 4, 4, 4, generator=generator)).square().mean()
+        scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
     assert 0 < algorithm.step < 6

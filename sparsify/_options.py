@@ -37,6 +37,29 @@ NewConnectionsOption = Annotated[
     float,
     typer.Option(min=0.0, max=0.99, help="With preserve: share of every mask for units that are new."),
 ]
+PatternOption = Annotated[
+    str,
+    typer.Option(
+        help="What masks look like: unstructured; fan-in (as many inputs for every output); N:M (N of M "
+        "inputs side by side, e.g. 2:4; fixes the density); RxC (blocks of R outputs × C inputs, e.g. 4x1)."
+    ),
+]
+DistributionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Densities over layers: uniform; erk (small layers denser); as-dense (gives each layer what it "
+        "had, times one factor). uniform if not given, as-dense with preserve."
+    ),
+]
+InitialDensityOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Density that masks start with, where training prunes them to the planned one (finetune "
+        "--method gmp); 1 starts dense.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of weights, masks and data order.")]
 FamilyOption = Annotated[
     str,

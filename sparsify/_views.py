@@ -31,6 +31,14 @@ def inspect(out: Output, data: Mapping[str, Any]) -> None:
     ]
     title = f"{data['file']}: {data['parameters']:,} parameters, {data['nonzero']:,} non-zero"
     out.table(title, columns, rows)
+    if data["masks"]:
+        masks = data["masks"]
+        planned = masks["planned_density"]
+        ahead = planned is not None and masks["density"] > planned * 1.001
+        out.line(
+            f"masks: {masks['pattern']}, density {masks['density']:.4f}"
+            + (f", to be pruned to {planned:.4f}" if ahead else "")
+        )
     groups = [
         (
             row["id"],

@@ -99,6 +99,7 @@ def transform(
     dynamic_shapes: Any = None,
     base_std: Mapping[str, float] | None = None,
     new_connections: float = DEFAULT_NEW_CONNECTIONS,
+    initial_density: float | None = None,
     pipeline: Sequence[type[Pass]] = PIPELINE,
     observe: Observer | None = None,
     **plan_options: Any,
@@ -127,6 +128,8 @@ def transform(
         base_std: Standard deviation of the base's initial weights by parameter fqn.
         new_connections: With `preserve`, the share of every mask for units that the given model does not
             have. With 0 the start is as close as can be, and such units never learn.
+        initial_density: Share of every masked weight that is active at the start, where training prunes it to
+            the planned one (`dst.GMP`); 1 starts dense. None starts as planned.
         pipeline: The passes in order, in place of `sparsify.passes.PIPELINE`; docs/writing_a_pass.md.
         observe: Called with the name and the result of each pass when it is done.
         **plan_options: Options of `plan`: family, sparsity, width, pattern, scope, budget, ….
@@ -164,6 +167,7 @@ def transform(
         seed=seed,
         base_std=base_std,
         new_connections=new_connections,
+        initial_density=initial_density,
         facts=known,
         pipeline=pipeline,
         observe=observe,

@@ -16,14 +16,17 @@ from sparsify._finetune import finetune
 from sparsify._narrow import narrow
 from sparsify._options import (
     BranchNonlinearityOption,
+    DistributionOption,
     ExplainOption,
     FactoryOption,
     FamilyOption,
     FormatOption,
     HeadsOption,
+    InitialDensityOption,
     InputOption,
     MultipleOption,
     NewConnectionsOption,
+    PatternOption,
     SeedOption,
     SparseFactorsOption,
     TrustOption,
@@ -134,18 +137,16 @@ def transform(
     ] = None,
     family: FamilyOption = "wide",
     sparsity: Annotated[
-        float | None, typer.Option(min=0.0, max=0.9999, help="1 − density; 0.75 if not given.")
+        float | None,
+        typer.Option(min=0.0, max=0.9999, help="1 − density; 0.75 if not given, the pattern's own with N:M."),
     ] = None,
     width: WidthOption = None,
-    pattern: Annotated[str, typer.Option(help="What masks look like: unstructured.")] = "unstructured",
+    pattern: PatternOption = "unstructured",
     scope: Annotated[
         str, typer.Option(help="all: every width; inner: off the residual stream only.")
     ] = "all",
     budget: Annotated[str, typer.Option(help="model: whole-model FLOPs; layer: the papers' rule.")] = "model",
-    distribution: Annotated[
-        str | None,
-        typer.Option(help="Densities over layers: uniform; as-dense (preserve) gives each what it had."),
-    ] = None,
+    distribution: DistributionOption = None,
     heads: HeadsOption = None,
     sparse_factors: SparseFactorsOption = "both",
     branch_nonlinearity: BranchNonlinearityOption = None,
@@ -154,6 +155,7 @@ def transform(
         str, typer.Option(help="scratch: new weights; preserve: keep the given ones.")
     ] = "scratch",
     new_connections: NewConnectionsOption = 0.05,
+    initial_density: InitialDensityOption = None,
     parameterization: Annotated[str, typer.Option(help="supar, mup or sp.")] = "supar",
     density_exponent: Annotated[
         float | None, typer.Option(help="γ of SμPar's density ratio; 1 if not given.")
@@ -225,6 +227,7 @@ def transform(
             "base_std": base_std,
         },
         new_connections=new_connections,
+        initial_density=initial_density,
         inputs=inputs or [],
         trust_pickle=consent(trust_pickle, out),
         factory=model,

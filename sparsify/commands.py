@@ -75,14 +75,14 @@ def inspect(
     found = graph_facts.facts(traced)
     plan = model.sparsify.plan if isinstance(model, SparseGraphModule) else None
     sizes = {group.id: group.size for group in found.groups}
-    density = {} if plan is None else {layer.fqn: layer.density for layer in plan.layers}
-    layers = [
+    density = _densities(model)
+    layers: list[dict[str, Any]] = [
         {
             "fqn": layer.fqn,
             "kind": layer.kind,
             "role": layer.role,
             "shape": [int(dim.evaluate(sizes)) for dim in layer.dims],
-            "density": density.get(layer.fqn, 1.0),
+            "density": density.get(layer.weight, 1.0),
             "flops": int(layer.flops.evaluate(sizes)),
         }
         for layer in found.layers
@@ -93,12 +93,37 @@ def inspect(
         "file": str(path),
         "kind": "torch",
         "family": None if plan is None else plan.options.family,
+        "masks": _mask_summary(model, plan),
         "parameters": parameters["stored"],
         "nonzero": parameters["nonzero"],
         "flops": dense_flops,
         "layers": layers,
         "groups": graph_facts.describe(found),
         "refusals": [asdict(refusal) for refusal in (*traced.refusals, *found.refusals)],
+    }
+
+
+def _densities(model: Any) -> dict[str, float]:
+    """Share of active weights by parameter name, under every name that a tied one has."""
+    from sparsify.masks import masked_parameters
+
+    found = {id(entry.param): entry.density for entry in masked_parameters(model).values()}
+    names = model.named_parameters(remove_duplicate=False)
+    return {name: found[id(parameter)] for name, parameter in names if id(parameter) in found}
+
+
+def _mask_summary(model: Any, plan: Any) -> dict[str, Any] | None:
+    """Pattern and density of the masks as they are, and the planned density; None without masks."""
+    from sparsify.masks import masked_parameters, pattern_of
+
+    masks = [entry.mask for entry in masked_parameters(model).values()]
+    if not masks:
+        return None
+    active, size = sum(int(mask.count_nonzero()) for mask in masks), sum(mask.numel() for mask in masks)
+    return {
+        "pattern": pattern_of(model).name,
+        "density": active / size,
+        "planned_density": None if plan is None else plan.density,
     }
 
 
@@ -119,6 +144,7 @@ def transform(
     density_exponent: float | None,
     scaling: Mapping[str, Any] | None = None,
     new_connections: float = 0.05,
+    initial_density: float | None = None,
     inputs: Sequence[str],
     trust_pickle: Consent,
     factory: str | None,
@@ -160,6 +186,7 @@ def transform(
         density_exponent=density_exponent,
         seed=seed,
         new_connections=new_connections,
+        initial_density=initial_density,
         observe=observe,
         **resolved(scaling or {}, traced, inputs=inputs, trust_pickle=trust_pickle, factory=factory),
         **(plan_options if given is None else {}),

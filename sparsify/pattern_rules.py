@@ -69,6 +69,10 @@ class PatternRule(ABC):
         unit = self.unit(shape)
         return unit * count(prod(shape) // unit, density)
 
+    def initial_count(self, shape: Sequence[int], nnz: int, density: float) -> int:
+        """The count of a mask that starts at `density` and ends at `nnz`, if that is less."""
+        return max(nnz, self.count(shape, density))
+
     def refusal(self, shape: Sequence[int], groups: int = 1) -> str | None:
         """Why a weight of this shape cannot have the pattern, or None.
 
@@ -159,6 +163,10 @@ class NMRule(PatternRule):
     def count(self, shape: Sequence[int], density: float | None = None) -> int:
         """numel · n / m, whatever the density asked for."""
         return prod(shape) // self.m * self.n
+
+    def initial_count(self, shape: Sequence[int], nnz: int, density: float) -> int:
+        """See `PatternRule.initial_count`: of every group more than n entries."""
+        return prod(shape) // self.m * max(self.n, round(density * self.m))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from sparsify.errors import UnsupportedModelError, UserError
 from sparsify.graph.canonical import complete
 from sparsify.graph.signature import signature_of
 from sparsify.graph.train_mode import train_record
+from sparsify.masks.model_pattern import check_patterns
 from sparsify.masks.module import SparseGraphModule
 from sparsify.masks.state import verify_masks
 
@@ -40,7 +41,7 @@ def save(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         UserError: When the model is not one of ours, or the file cannot be written.
-        SparsifyError: When a weight outside its mask is not zero.
+        SparsifyError: When a weight outside its mask is not zero, or a mask is not of the plan's pattern.
         UnsupportedModelError: When the graph was changed so that it cannot be exported any more.
     """
     if not isinstance(model, SparseGraphModule):
@@ -50,6 +51,7 @@ def save(model: nn.Module, path: str | Path) -> None:
             "dense model use sparsify.archive.wrap(sparsify.trace(model, args))"
         )
     verify_masks(model)
+    check_patterns(model)
     if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):
         model = copy.deepcopy(model).cpu()
     plain, classes = _with_plain_outputs(model)

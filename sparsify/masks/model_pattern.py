@@ -7,10 +7,9 @@ from typing import Any
 from torch import nn
 
 from sparsify.errors import SparsifyError
-from sparsify.masks.n_m import NM
 from sparsify.masks.pattern import Pattern
 from sparsify.masks.patterns import parse_pattern
-from sparsify.masks.state import MaskedParameter, masked_parameters
+from sparsify.masks.state import masked_parameters
 from sparsify.masks.unstructured import Unstructured
 
 
@@ -51,23 +50,12 @@ def check_patterns(model: nn.Module) -> None:
         if entries[fqn].mask.is_meta:
             continue
         try:
-            _present(pattern, entries[fqn]).check(entries[fqn].mask)
+            pattern.present(entries[fqn].mask).check(entries[fqn].mask)
         except SparsifyError as error:
             raise SparsifyError(
                 f"{fqn}: {error}; make the mask with the pattern's mask_from_scores and set it with "
                 "masks.set_mask"
             ) from error
-
-
-def _present(pattern: Pattern, entry: MaskedParameter) -> Pattern:
-    """The pattern of a mask as it stands: gradual pruning passes from m : m to n : m."""
-    if not isinstance(pattern, NM):
-        return pattern
-    groups = entry.mask.numel() // pattern.m
-    kept, rest = divmod(int(entry.mask.sum()), max(1, groups))
-    if rest or not pattern.n < kept <= pattern.m:
-        return pattern
-    return Unstructured() if kept == pattern.m else NM(kept, pattern.m)
 
 
 def _plan_of(model: nn.Module) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsify.masks.matrix import column, from_matrix, to_matrix
 from sparsify.masks.pattern import Pattern, fitting
 from sparsify.masks.rows import random_rows, topk_rows
+from sparsify.masks.unstructured import Unstructured
 from sparsify.pattern_rules import NMRule
 
 
@@ -37,6 +38,13 @@ class NM(NMRule, Pattern):
     def matches(self, mask: Tensor) -> Tensor:
         """See `Pattern.matches`: (outputs, groups of a row)."""
         return self._counts(mask) == self.n
+
+    def present(self, mask: Tensor) -> Pattern:
+        """See `Pattern.present`: q : m while as many as q are active in the mean group."""
+        kept, rest = divmod(int(mask.sum()), max(1, mask.numel() // self.m))
+        if rest or not self.n < kept <= self.m:
+            return self
+        return NM(kept, self.m) if kept < self.m else Unstructured()
 
     def _counts(self, mask: Tensor) -> Tensor:
         return to_matrix(mask).reshape(mask.shape[0], -1, self.m).sum(2, dtype=torch.int32)

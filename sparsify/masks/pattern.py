@@ -49,6 +49,10 @@ class Pattern(PatternRule):
     def matches(self, mask: Tensor) -> Tensor:
         """Where a mask keeps to the pattern: one bool a row, group or block of the weight's matrix."""
 
+    def present(self, mask: Tensor) -> Pattern:
+        """The pattern that a mask with this count has on its way to this one, as gradual pruning goes it."""
+        return self
+
     def check(self, mask: Tensor) -> None:
         """Checks that a mask is of this pattern.
 

@@ -9,7 +9,7 @@ that output's weights in U), so that nearly every weight finds a place; else by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from sparsify.masks.exact import random_mask, topk_mask
 from sparsify.passes.connect import drawn_std, spread
+
+Choose = Callable[[Tensor, int], Tensor]
+"""From scores and a count to a mask."""
 
 _ROUNDS, _REFINEMENTS = 6, 12
 _EXACT_SIDE, _TWO_STARTS = 1024, 512
@@ -98,7 +101,7 @@ def low_rank(w: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return u.to(w.dtype), v.to(w.dtype)
 
 
-def doped(w: Tensor, rank: int, nnz: int) -> tuple[Factors, Tensor, Tensor]:
+def doped(w: Tensor, rank: int, nnz: int, choose: Choose = topk_mask) -> tuple[Factors, Tensor, Tensor]:
     """Alternates the best V·U of W − S and the largest residuals S of W − V·U.
 
     From S = 0, and for matrices of moderate size also from the largest weights, where singular vectors would
@@ -108,27 +111,28 @@ def doped(w: Tensor, rank: int, nnz: int) -> tuple[Factors, Tensor, Tensor]:
         w: [outputs, inputs].
         rank: Inner width.
         nnz: Active positions of the sparse part.
+        choose: Masks of the sparse part from scores and a count.
 
     Returns:
         The dense factors, the sparse part and its mask; of all rounds those with the smallest ‖W − V·U − S‖.
     """
-    rounds = _alternations(w, torch.zeros_like(w), rank, nnz)
+    rounds = _alternations(w, torch.zeros_like(w), rank, nnz, choose)
     if min(w.shape) <= _TWO_STARTS:
-        rounds = chain(rounds, _alternations(w, w * topk_mask(w.abs(), nnz), rank, nnz))
+        rounds = chain(rounds, _alternations(w, w * choose(w.abs(), nnz), rank, nnz, choose))
     _, u, v, sparse, mask = min(rounds, key=lambda found: found[0])
     full = (torch.ones_like(u, dtype=torch.bool), torch.ones_like(v, dtype=torch.bool))
     return Factors(u, v, *full), sparse, mask
 
 
 def _alternations(
-    w: Tensor, sparse: Tensor, rank: int, nnz: int
+    w: Tensor, sparse: Tensor, rank: int, nnz: int, choose: Choose
 ) -> Iterator[tuple[float, Tensor, Tensor, Tensor, Tensor]]:
     """Rounds with their errors, until one gains less than a hundredth."""
     last = float("inf")
     for _ in range(_ROUNDS):
         u, v = low_rank(w - sparse, rank)
         residual = w - v @ u
-        mask = topk_mask(residual.abs(), nnz)
+        mask = choose(residual.abs(), nnz)
         sparse = residual * mask
         error = float((residual - sparse).norm())
         yield error, u, v, sparse, mask
@@ -138,9 +142,17 @@ def _alternations(
 
 
 def factorized(
-    w: Tensor, rank: int, nnz: tuple[int, int], *, share: float, generator: torch.Generator
+    w: Tensor,
+    rank: int,
+    nnz: tuple[int, int],
+    *,
+    share: float,
+    generator: torch.Generator,
+    choose: tuple[Choose, Choose] | None = None,
 ) -> Factors:
     """Sparse U and V with V·U ≈ W, by whichever way has the smaller error.
+
+    With masks of a pattern it is by singular vectors.
 
     Args:
         w: [outputs, inputs].
@@ -148,11 +160,14 @@ def factorized(
         nnz: Active positions of U and of V.
         share: Share of them that goes to inner units which hold nothing of W, where there are any.
         generator: Source of randomness, on the device of `w`.
+        choose: Masks of U and of V from scores and a count, where they have a pattern.
     """
+    if choose is not None:
+        return _singular(w, rank, nnz, choose, generator)
     passed = _passing(w, rank, nnz, share, generator)
     if passed is not None and _error(w, passed) <= _GOOD_ENOUGH:
         return passed
-    turned = _singular(w, rank, nnz)
+    turned = _singular(w, rank, nnz, (topk_mask, topk_mask), generator)
     return turned if passed is None or _error(w, turned) < _error(w, passed) else passed
 
 
@@ -213,15 +228,22 @@ def _fill_up(factors: Factors, nnz: tuple[int, int], std: float, generator: torc
             mask.view(-1)[rest[random_mask(rest.shape, missing, generator)]] = True
 
 
-def _singular(w: Tensor, rank: int, nnz: tuple[int, int]) -> Factors:
-    """The largest entries of the truncated singular vectors, refined inside their masks."""
+def _singular(
+    w: Tensor, rank: int, nnz: tuple[int, int], choose: tuple[Choose, Choose], generator: torch.Generator
+) -> Factors:
+    """The largest entries of the truncated singular vectors, refined inside their masks.
+
+    Inner units beyond the rank of `w` get drawn inputs and outputs of value zero.
+    """
     u, v = low_rank(w, rank)
-    u_mask, v_mask = topk_mask(u.abs(), nnz[0]), topk_mask(v.abs(), nnz[1])
+    u_mask, v_mask = choose[0](u.abs(), nnz[0]), choose[1](v.abs(), nnz[1])
     u, v = u * u_mask, v * v_mask
     for _ in range(_REFINEMENTS):
         v = v - ((v @ u - w) @ u.T) * v_mask / _curvature(u.T)
         u = u - (v.T @ (v @ u - w)) * u_mask / _curvature(v)
-    return Factors(u, v, u_mask, v_mask)
+    empty = ((u == 0).all(1) & (v == 0).all(0))[:, None] & u_mask
+    drawn = torch.empty_like(u).normal_(0.0, float(w.std()), generator=generator)
+    return Factors(torch.where(empty, drawn, u), v, u_mask, v_mask)
 
 
 def _curvature(factor: Tensor) -> Tensor:

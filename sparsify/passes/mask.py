@@ -8,7 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from sparsify.masks.exact import random_mask
+from sparsify.masks.patterns import parse_pattern
 from sparsify.masks.state import attach_hooks, masked_parameters, set_mask, verify_masks
 from sparsify.passes.contract import Pass, PassResult
 from sparsify.passes.disjoint import disjoint_masks
@@ -29,6 +29,7 @@ class Mask(Pass):
         """Sets the masks and zeroes the weights outside of them."""
         wanted = planned_counts(plan)
         branches = self._linear_branches(plan)
+        pattern = parse_pattern(plan.options.pattern)
         chosen = masked_parameters(graph) if self.context.init == "preserve" else {}
         for fqn, nnz in wanted.items():
             if fqn in chosen:
@@ -41,7 +42,7 @@ class Mask(Pass):
                 mask = next(branches[fqn])
             else:
                 source = generator(self.context.seed, "mask", fqn, weight.device)
-                mask = random_mask(weight.shape, nnz, source)
+                mask = pattern.random(weight.shape, nnz, source)
             set_mask(graph.get_submodule(path), leaf, mask)
         attach_hooks(graph)
         return PassResult(graph, len(wanted))
@@ -51,22 +52,27 @@ class Mask(Pass):
         found: dict[str, Iterator[Tensor]] = {}
         for layer in plan.layers:
             if layer.family == "parallel" and layer.nonlinearity == "none":
-                masks = disjoint_masks(layer.tensors, self.context.seed)
+                pattern = parse_pattern(plan.options.pattern)
+                masks = disjoint_masks(layer.tensors, self.context.seed, pattern)
                 found |= dict.fromkeys((tensor.fqn for tensor in layer.tensors), masks)
         return found
 
     def ensures(self, graph: torch.fx.GraphModule, plan: Plan) -> None:
-        """Every mask has its exact count, no other layer got one, and weights outside are zero."""
+        """Every mask has its exact count and pattern, no other layer got one, weights outside are zero."""
         found = masked_parameters(graph)
         wanted = planned_counts(plan)
         given = masked_parameters(self.context.traced.module) if self.context.init == "preserve" else {}
         stayed = set(given) & {name for name, _ in graph.named_parameters()}
         if set(found) != set(wanted) | stayed:
             raise self.failed(f"masks differ from the plan at {sorted(set(found) ^ (set(wanted) | stayed))}")
+        pattern = parse_pattern(plan.options.pattern)
         for fqn, nnz in wanted.items():
             mask = found[fqn].mask
-            if not mask.is_meta and int(torch.count_nonzero(mask)) != nnz:
+            if mask.is_meta:
+                continue
+            if int(torch.count_nonzero(mask)) != nnz:
                 raise self.failed(f"{fqn} has another number of active weights than {nnz}")
+            pattern.present(mask).check(mask)
         verify_masks(graph)
 
 

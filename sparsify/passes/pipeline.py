@@ -34,6 +34,7 @@ from sparsify.passes.readout import InputMultiplier, ReadoutMultiplier
 from sparsify.passes.record import Record
 from sparsify.passes.recover import report
 from sparsify.passes.scaled import ScalingOptions, scaling_of
+from sparsify.passes.starting import drawn_for, starting_plan
 from sparsify.passes.wide import Wide
 from sparsify.planning import Plan, fit
 from sparsify.scaling import Base, Scaling
@@ -67,6 +68,7 @@ def rewrite(
     seed: int = 0,
     base_std: Mapping[str, float] | None = None,
     new_connections: float = DEFAULT_NEW_CONNECTIONS,
+    initial_density: float | None = None,
     facts: Facts | None = None,
     pipeline: Sequence[type[Pass]] = PIPELINE,
     observe: Observer | None = None,
@@ -88,6 +90,8 @@ def rewrite(
         base_std: Standard deviations of initial weights by parameter name, before scaling.
         new_connections: With `preserve`, the share of every mask that goes to units which the given model
             does not have; without any, such units never learn.
+        initial_density: Share of every masked weight that is active at the start, where training prunes it to
+            the planned one; 1 starts dense.
         facts: The facts of `traced`, where they are known already.
         pipeline: Passes in order; what they refuse is added to the plan's refusals.
         observe: Called with each pass's name and result when the pass is done.
@@ -110,13 +114,17 @@ def rewrite(
         parameterization, density_exponent, base, lr_behind_batchnorm, input_multiplier, output_multiplier
     )
     scaling = scaling_of(traced, known, fitted, asked, init)
+    start = starting_plan(fitted, initial_density)
+    if initial_density is not None:
+        scaling = drawn_for(scaling, scaling_of(traced, known, start, asked, init))
     context = Context(traced, known, scaling, init, seed, dict(base_std or {}), new_connections, base)
-    result, refusals = _run(pipeline, context, fitted, observe)
+    result, refusals = _run(pipeline, context, start, observe)
     fitted = replace(fitted, refusals=(*fitted.refusals, *refusals))
     result.sparsify = _record(traced, known, fitted, scaling, init, result)
+    result.sparsify.initial_density = initial_density
     if init == "preserve":
         given = tensors_of(traced.module)
-        result.sparsify.preserve = report(traced, result, given, sheet_of(context, fitted))
+        result.sparsify.preserve = report(traced, result, given, sheet_of(context, start))
     return result
 
 

@@ -19,14 +19,18 @@ from torch.nn.modules.conv import _ConvNd
 
 from sparsify.errors import UserError
 from sparsify.masks.exact import magnitude_mask
+from sparsify.masks.patterns import Pattern, parse_pattern
 from sparsify.masks.state import SUFFIX, masked_parameters, set_mask
+from sparsify.masks.unstructured import Unstructured
 from sparsify.passes.contract import Context
 from sparsify.passes.dense import DenseTensor, corner, dense_tensors
 from sparsify.passes.gains import norm_gains
 from sparsify.passes.parts import DROP_INS, parts
-from sparsify.passes.preserve_parts import place_layer
+from sparsify.passes.preserve_parts import Filling, place_layer
+from sparsify.passes.preserve_patterns import place_patterned
 from sparsify.passes.preserve_wide import place_masked, place_plain
 from sparsify.passes.randomness import generator
+from sparsify.pattern_rules import BlocksRule, parse_rule
 from sparsify.planning import Plan
 from sparsify.planning.schema import PlanLayer
 from sparsify.scaling import Scaling
@@ -53,6 +57,11 @@ class Sheet:
     sources: Mapping[str, str]
     seed: int
     new_connections: float
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern of every planned mask."""
+        return parse_pattern(self.plan.options.pattern)
 
     def layer_of(self, graph: nn.Module) -> dict[int, PlanLayer]:
         """Planned layers that stay one tensor, by the identity of their weight, ties included."""
@@ -99,7 +108,9 @@ def plan_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     Every layer has as many weights as in the dense model, and with `scope="inner"` heads do not grow: then
     all old weights find a place. Branches and factors are linear, since others cannot hold given weights.
     """
-    chosen = {"distribution": "as-dense", **options}
+    chosen = dict(options)
+    if parse_rule(chosen.get("pattern", "unstructured")).density is None:
+        chosen = {"distribution": "as-dense", **options}
     if chosen.get("scope") == "inner":
         chosen.setdefault("heads", False)
     if chosen.get("family") in ("parallel", "factorized", "auto"):
@@ -111,11 +122,18 @@ def check_preservable(plan: Plan, new_connections: float) -> None:
     """Checks that a plan's layers can hold given weights.
 
     Raises:
-        UserError: A layer has a nonlinearity inside, or the share is out of range.
+        UserError: A layer has a nonlinearity inside or is factorized in blocks, or the share is out of range.
     """
     if not 0 <= new_connections < 1:
         raise UserError(f"new_connections must lie in [0, 1), got {new_connections}")
+    blocks = isinstance(parse_rule(plan.options.pattern), BlocksRule)
     for layer in plan.layers:
+        if layer.family == "factorized" and blocks:
+            raise UserError(
+                f"init='preserve': layer {layer.fqn!r} is factorized under pattern {plan.options.pattern!r}; "
+                "blocks leave no place for the inner units that given weights need: take pattern "
+                "'unstructured', 'fan-in' or N:M, family 'parallel' or 'doped', or init='scratch'"
+            )
         if layer.family in ("parallel", "factorized") and layer.nonlinearity != "none":
             inside = "in its branches" if layer.family == "parallel" else "between its factors"
             raise UserError(
@@ -159,9 +177,8 @@ def fill(graph: nn.Module, source: Mapping[str, Tensor], sheet: Sheet) -> int:
     for layer in sheet.plan.layers:
         if layer.family in DROP_INS:
             forward = sheet.forward(graph, layer.tensors[-1].fqn) if layer.family == "doped" else 1.0
-            done += place_layer(
-                graph, layer, source, sheet.sources, sheet.seed, sheet.new_connections, forward
-            )
+            filling = Filling(sheet.seed, sheet.new_connections, sheet.pattern)
+            done += place_layer(graph, layer, source, sheet.sources, filling, forward)
     inside = tuple(
         tensor.fqn.rpartition(".")[0] + "."
         for layer in sheet.plan.layers
@@ -223,12 +240,20 @@ class _Placer:
         nnz: int,
     ) -> None:
         path, _, leaf = name.rpartition(".")
+        pattern, share = self._sheet.pattern, self._sheet.new_connections
+        free = isinstance(pattern, Unstructured)
         if all(place is None for place in places):
             parameter.copy_(old)
-            mask = magnitude_mask(parameter, nnz)
+            if free:
+                mask = magnitude_mask(parameter, nnz)
+            else:
+                mask = pattern.mask_from_scores(parameter.detach().abs(), nnz)
         else:
             source = generator(self._sheet.seed, "connect", name, parameter.device)
-            mask = place_masked(parameter, old, places, nnz, self._sheet.new_connections, source)
+            if free:
+                mask = place_masked(parameter, old, places, nnz, share, source)
+            else:
+                mask = place_patterned(parameter, old, places, nnz, share, source, pattern)
         set_mask(self._graph.get_submodule(path), leaf, mask)
 
     def _dense_layer(

@@ -63,7 +63,7 @@ def place_masked(
     rows = torch.arange(old.shape[0]) if places[0] is None else places[0]
     columns = torch.arange(old.shape[1]) if places[1] is None else places[1]
     new_rows, new_columns = others(places[0], new.shape[0]), others(places[1], new.shape[1])
-    incoming, outgoing = _shares(
+    incoming, outgoing = shares(
         given, len(new_rows) * len(columns) * kernel, len(rows) * len(new_columns) * kernel
     )
     flat, flat_mask = new.view(new.shape[0], -1), mask.view(new.shape[0], -1)
@@ -83,7 +83,7 @@ def place_masked(
     return mask
 
 
-def _shares(given: int, room_in: int, room_out: int) -> tuple[int, int]:
+def shares(given: int, room_in: int, room_out: int) -> tuple[int, int]:
     """Splits a number of connections in halves, as far as there is room on both sides."""
     incoming = min(room_in, (given + 1) // 2 if room_out else given)
     outgoing = min(room_out, given - incoming)

@@ -54,6 +54,8 @@ class Record:
         refusals: What the trace could not capture; training stops on what concerns it.
         dense: The tensors of the dense model, and where their units are.
         preserve: How far a model that kept its weights started from the dense one (`recover.report`).
+        initial_density: Share of the masked weights that was active at the start, where training is to prune
+            them to the planned counts; None where masks started as planned.
     """
 
     plan: Plan | None
@@ -68,6 +70,7 @@ class Record:
     refusals: tuple[Refusal, ...] = ()
     dense: tuple[DenseTensor, ...] = ()
     preserve: Mapping[str, Any] | None = None
+    initial_density: float | None = None
 
     @classmethod
     def of_dense(cls, traced: Traced) -> Record:
@@ -102,6 +105,7 @@ class Record:
             "parameters_dense": self.parameters_dense,
             "refusals": [asdict(refusal) for refusal in self.refusals],
             "dense": [tensor.to_json() for tensor in self.dense],
+            "initial_density": self.initial_density,
             "preserve": None if self.preserve is None else dict(self.preserve),
         }
 
@@ -128,6 +132,7 @@ class Record:
                 refusals=tuple(Refusal(**refusal) for refusal in data["refusals"]),
                 dense=tuple(DenseTensor.from_json(tensor) for tensor in data.get("dense", ())),
                 preserve=data.get("preserve"),
+                initial_density=data.get("initial_density"),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InvalidPlanError(f"the stored record cannot be read: {error!r}") from error

@@ -89,7 +89,7 @@ def _check_distribution(options: PlanOptions) -> None:
         return
     if options.budget == "layer":
         raise UserError(
-            "distribution 'erk' moves FLOPs between layers and budget='layer' holds each layer's; leave one out"
+            "distribution 'erk' moves FLOPs between layers and budget='layer' holds those of each; leave one"
         )
     if options.family in ("parallel", "factorized", "doped"):
         raise UserError(

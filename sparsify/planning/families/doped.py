@@ -13,9 +13,13 @@ from sparsify.planning.families.shape import Amount, DenseShape
 from sparsify.planning.schema import PlanTensor
 
 
-def rank_for(dense: DenseShape, density: float) -> int:
-    """Rank that spends what a masked part at `density` leaves, over all groups; it may be 0."""
-    return dense.groups * floor((1 - density) * dense.rank_at_equal_flops + 1e-9)
+def rank_for(dense: DenseShape, density: float, rule: PatternRule) -> int:
+    """Rank that spends what a masked part at `density` leaves, over all groups; it may be 0.
+
+    Rounded down, since the density can then be raised; to the nearest where the pattern fixes the density.
+    """
+    wanted = (1 - density) * dense.rank_at_equal_flops
+    return dense.groups * (floor(wanted + 1e-9) if rule.density is None else round(wanted))
 
 
 def parts(root: str, dense: DenseShape, amount: Amount, rule: PatternRule) -> tuple[PlanTensor, ...]:
@@ -30,7 +34,7 @@ def parts(root: str, dense: DenseShape, amount: Amount, rule: PatternRule) -> tu
     Returns:
         The three tensors. Where the amount is infeasible one of them has no kept weight, or less.
     """
-    rank = amount.count if amount.count is not None else rank_for(dense, amount.density or 1.0)
+    rank = amount.count if amount.count is not None else rank_for(dense, amount.density or 1.0, rule)
     u, v = dense.first_factor(rank), dense.second_factor(rank)
     kept = dense.size - prod(u) - prod(v)
     if amount.count is not None and amount.density is not None:

@@ -142,7 +142,9 @@ def sweep(
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of every run.")] = 150,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 16,
     optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
-    method: Annotated[str, typer.Option(help="How masked models train: static or rigl.")] = "static",
+    method: Annotated[
+        str, typer.Option(help="How masked models train: static, rigl or another --method of finetune.")
+    ] = "static",
     weight_decay: Annotated[float, typer.Option(help="Base weight decay.")] = 0.0,
     warmup: Annotated[float, typer.Option(help="Share of the run for the warm-up; a cosine follows.")] = 0.1,
     clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None,

@@ -45,7 +45,7 @@ class Training:
         steps: Optimizer steps.
         batch_size: Examples a step.
         optimizer: `adamw` or `sgd`.
-        method: How masked models train: `static`, `rigl`; a model without masks trains dense.
+        method: How masked models train: `static`, `rigl`, …; a model without masks trains dense.
         weight_decay: Base weight decay.
         warmup: Share of the run for the linear warm-up; a cosine follows.
         clip: Largest norm of all gradients together.

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -95,7 +95,7 @@ def report(
     summary = {
         "command": line,
         "environment": environment(),
-        "study": {field.name: getattr(study, field.name) for field in fields(study)},  # type: ignore[arg-type]
+        "study": asdict(study),  # type: ignore[call-overload]
         "runs": len(ledger),
         "revisions_of_runs": dict(revisions),
         "cpu_minutes": round(sum(result.get("cpu_seconds", 0.0) for result in results) / 60, 1),

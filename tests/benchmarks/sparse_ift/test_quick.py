@@ -1,4 +1,4 @@
-"""The study of Sparse-IFT's claim at its toy size, whole: it ends and every model has the FLOPs of its base."""
+"""The study of Sparse-IFT at its toy size, whole: every model has the FLOPs of its base."""
 
 from __future__ import annotations
 

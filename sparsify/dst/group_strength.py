@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 _GAIN = 0.5
 _LOOK_AHEAD = 0.1
-_FASTEST_RISE = 0.06
+_FASTEST_RISE = 0.1
 _FASTEST_FALL = 0.2
 
 
@@ -16,8 +16,8 @@ class StrengthController:
     """Leads the number of groups that are left from m to k along a straight line.
 
     Groups answer to λ with a delay, since they must shrink before they go. So λ follows what will be left a
-    tenth of T ahead if the present fall goes on: it rises while that is too many, at most by e^0.06 an
-    adjustment, and falls up to three times as fast. It may be wrong by an order of magnitude at the start.
+    tenth of T ahead if the present fall goes on: it rises while that is too many, at most by e^0.1 an
+    adjustment, and falls up to twice as fast. It may be wrong by an order of magnitude at the start.
 
     Attributes:
         groups: m, groups at the start.
@@ -35,6 +35,10 @@ class StrengthController:
         """Groups that should be left after this step."""
         return self.wanted + (self.groups - self.wanted) * max(0.0, 1 - step / self.steps)
 
+    def due(self, step: int) -> bool:
+        """Whether λ is adjusted after this step."""
+        return step % self.every == 0
+
     def adjusted(self, strength: float, alive: int, falling: float, step: int) -> float:
         """λ from the next step on.
 
@@ -44,8 +48,6 @@ class StrengthController:
             falling: Groups that go in a step, of late.
             step: Optimizer steps so far.
         """
-        if step % self.every:
-            return strength
         ahead = _LOOK_AHEAD * self.steps
         expected = max(1.0, alive - falling * ahead)
         error = math.log(expected / max(1.0, self.target(step + ahead)))

@@ -21,7 +21,7 @@ from sparsify.masks import set_mask, topk_mask
 
 Phase = Literal["regularise", "masked"]
 
-_FIRST = 0.3
+_FIRST = 0.5
 _MOST = 0.05
 _MEMORY = 20.0
 
@@ -109,7 +109,7 @@ class GroupPenalty(Algorithm):
         self.events: list[dict[str, Any]] = []
         self.groups_alive = int(torch.count_nonzero(groups.norms()))
         self.strength = 0.0 if strength is None else float(strength)
-        self._falling = self._felt = 0.0
+        self._falling = 0.0
         self._controller = StrengthController(
             groups=len(groups),
             wanted=self.k,
@@ -144,19 +144,15 @@ class GroupPenalty(Algorithm):
             return
         norms = self.groups.norms()
         self._check_finite(norms)
-        if self._felt == 0.0:
-            self._set_scale(norms)
+        if self.strength == 0.0:
+            self.strength = _FIRST * self._felt(norms) / self.finish_step
         factors = self._all_factors(norms)
         alive = int(torch.count_nonzero(norms * factors))
         if alive < self.k:
             self.finish()
             return
         self.groups.scale(factors)
-        before, self.groups_alive = self.groups_alive, alive
-        memory = min(1.0, _MEMORY / self.finish_step)
-        self._falling += memory * (before - alive - self._falling)
-        adjusted = self._controller.adjusted(self.strength, alive, self._falling, self.step)
-        self.strength = min(adjusted, max(self.strength, _MOST * self._felt))
+        self._adjust(norms * factors, alive)
         if alive <= max(self.k, (1 + self.tolerance) * self.k) or self.step >= self.finish_step:
             self.finish()
 
@@ -225,17 +221,24 @@ class GroupPenalty(Algorithm):
             if part.owner._buffers.get(f"{part.name}_mask") is None:
                 set_mask(part.owner, part.name, torch.ones_like(part.param, dtype=torch.bool))
 
-    def _set_scale(self, norms: Tensor) -> None:
-        """Finds out, after the first step, at what λ the penalty is felt."""
+    def _felt(self, norms: Tensor) -> float:
+        """The λ at which one step, at the base learning rate, shrinks a typical group by its own size."""
         alive, rates = norms > 0, self._rates.at_base()
         if not bool(alive.any()) or not bool((rates > 0).all()):
             raise UserError(
                 "the strength of the penalty has no scale: all groups are zero, or a learning rate is; set "
                 "rates and weights before the algorithm is made"
             )
-        self._felt = self.felt(norms[alive], rates[alive], self._d[alive])
-        if self.strength == 0.0:
-            self.strength = _FIRST * self._felt / self.finish_step
+        return self.felt(norms[alive], rates[alive], self._d[alive])
+
+    def _adjust(self, norms: Tensor, alive: int) -> None:
+        """Leads λ, but never so high that a step takes more than a small share of a typical group."""
+        memory = min(1.0, _MEMORY / self.finish_step)
+        self._falling += memory * (self.groups_alive - alive - self._falling)
+        self.groups_alive = alive
+        if self._controller.due(self.step):
+            adjusted = self._controller.adjusted(self.strength, alive, self._falling, self.step)
+            self.strength = min(adjusted, max(self.strength, _MOST * self._felt(norms)))
 
     def _check_finite(self, norms: Tensor) -> None:
         broken = torch.nonzero(~torch.isfinite(norms)).flatten()
@@ -255,7 +258,6 @@ class GroupPenalty(Algorithm):
             "k": self.k,
             "groups_alive": self.groups_alive,
             "falling": self._falling,
-            "felt": self._felt,
             "events": [dict(event) for event in self.events],
         }
 
@@ -269,5 +271,5 @@ class GroupPenalty(Algorithm):
                 )
         super().load_state_dict(state)
         self.phase, self.strength = state["phase"], state["strength"]
-        self.groups_alive, self._falling, self._felt = state["groups_alive"], state["falling"], state["felt"]
+        self.groups_alive, self._falling = state["groups_alive"], state["falling"]
         self.events = [dict(event) for event in state["events"]]

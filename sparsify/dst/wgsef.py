@@ -29,5 +29,5 @@ class WGSEF(GroupPenalty):
         return envelope_factors(norms, k, strength, weights=weights)
 
     def felt(self, norms: Tensor, rates: Tensor, weights: Tensor) -> float:
-        """A group with u = k/m shrinks by half where αλd = k/m."""
-        return self.k / len(self.groups) / float((rates * weights).median())
+        """With k shared by the groups that are left, a group shrinks by half where αλd is its share."""
+        return min(1.0, self.k / norms.numel()) / float((rates * weights).median())

@@ -39,15 +39,16 @@ def patterns_of(model: nn.Module) -> dict[str, Pattern]:
 def check_patterns(model: nn.Module) -> None:
     """Checks that every planned mask keeps to the pattern of the plan.
 
-    Masks on the meta device have no entries to check. An n:m mask on its way there, with more active entries
-    than planned, keeps as many in every group.
+    Unstructured masks may look like anything (biases can have some, too), and masks on the meta device have
+    no entries to check. An n:m mask on its way there, with more active entries than planned, keeps as many in
+    every group.
 
     Raises:
         SparsifyError: Naming the first parameter whose mask does not, and where.
     """
     entries = masked_parameters(model)
     for fqn, pattern in patterns_of(model).items():
-        if entries[fqn].mask.is_meta:
+        if isinstance(pattern, Unstructured) or entries[fqn].mask.is_meta:
             continue
         try:
             pattern.present(entries[fqn].mask).check(entries[fqn].mask)

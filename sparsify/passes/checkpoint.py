@@ -15,6 +15,7 @@ from sparsify.passes.dense import DenseTensor
 from sparsify.passes.preserve import DEFAULT_NEW_CONNECTIONS, Sheet, check_preservable, fill
 from sparsify.passes.record import Record
 from sparsify.passes.recover import check_defined, cut_off, layer_errors, recover
+from sparsify.passes.starting import starting_plan
 from sparsify.scaling import Scaling
 
 
@@ -114,7 +115,8 @@ def sheet_from(record: Record, new_connections: float, seed: int) -> Sheet:
     names = {tensor.key: tensor.name for tensor in record.dense}
     sources = {e.new: names[e.old] for e in record.parameter_map if e.how != "added" and e.old in names}
     dense = {tensor.name: tensor for tensor in record.dense}
-    return Sheet(record.plan, record.scaling, dense, sources, seed, new_connections)
+    plan = starting_plan(record.plan, record.initial_density)
+    return Sheet(plan, record.scaling, dense, sources, seed, new_connections)
 
 
 def _check_multipliers(scaling: Scaling, ties: tuple[tuple[str, ...], ...]) -> None:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from sparsify.graph.facts import Facts
 from sparsify.graph.inputs import InputSpec
 from sparsify.graph.traced import Traced
+from sparsify.masks.patterns import parse_pattern
 from sparsify.masks.state import masked_parameters
 from sparsify.passes.record import ParameterMapping, Record
 from sparsify.planning import Plan
@@ -151,10 +152,23 @@ def _plan(plan: Plan, result: nn.Module, flops: int) -> Plan | None:
         return None
     return dataclasses.replace(
         plan,
+        options=dataclasses.replace(plan.options, pattern=_pattern(plan, result)),
         flops=PlanFlops(dense=plan.flops.dense, sparse=flops),
         groups=tuple(kept),
         layers=tuple(told),
     )
+
+
+def _pattern(plan: Plan, result: nn.Module) -> str:
+    """The pattern, where taking units out left it whole in every mask; else unstructured."""
+    pattern = parse_pattern(plan.options.pattern)
+    planned = {tensor.fqn for layer in plan.layers for tensor in layer.tensors if tensor.masked}
+    masks = [entry.mask for fqn, entry in masked_parameters(result).items() if fqn in planned]
+    holds = all(
+        pattern.refusal(mask.shape) is None and bool(pattern.present(mask).matches(mask).all())
+        for mask in masks
+    )
+    return pattern.name if holds else "unstructured"
 
 
 def _layer(layer: PlanLayer, present: Mapping[str, tuple[Tensor, float]]) -> PlanLayer | None:

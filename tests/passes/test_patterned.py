@@ -164,3 +164,23 @@ def test_save_refuses_a_mask_that_left_the_pattern(tmp_path):
     set_mask(model.first, "weight", mask)
     with pytest.raises(SparsifyError, match=r"first\.weight: the mask is not 2:4: row 0"):
         sparsify.save(model, tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize(("units", "left"), [([0], "unstructured"), ([0, 1, 2, 3], "2:4")])
+def test_taking_units_out_may_end_the_pattern(units, left, tmp_path):
+    model = made("masked", "2:4")
+    group = next(one for one in model.sparsify.plan.groups if "second.weight[1]" in one.members)
+    smaller = sparsify.narrow(model, units={group.id: units})
+    assert smaller.get_parameter("second.weight").shape == (32, 32 - len(units))
+    assert pattern_of(smaller).name == left
+    sparsify.save(smaller, tmp_path / "smaller.pt2")
+
+
+@pytest.mark.parametrize("start", [None, 1.0])
+def test_a_dense_checkpoint_is_loaded_under_the_pattern(start):
+    model = made("masked", "fan-in", start=start)
+    sparsify.load_dense(model, traced()[0].module.state_dict())
+    expected = made("masked", "fan-in", "preserve", start=start, distribution="uniform")
+    assert counts(model) == counts(expected)
+    for fqn, entry in masked_parameters(model).items():
+        assert torch.equal(entry.param, expected.get_parameter(fqn))

@@ -1,4 +1,4 @@
-"""A run that is killed, whenever and however often, ends with the same numbers: for every method."""
+"""A run that is killed at whatever moment ends with the same numbers, for every method that changes masks."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import random
 import signal
 import time
 
+import matplotlib.figure  # noqa: F401 - imported once, by the server that the killed processes are forked from
 import pytest
 import torch
+import torch._dynamo
 
 from sparsify.train import checkpoint, finetune
 from tests.train.tasks import fan_in_network, network, points
 
 METHODS = {
-    "static": (network, {}),
-    "set": (network, {}),
     "rigl": (network, {"method_options": {"window": 3}}),
     "srigl": (fan_in_network, {"method_options": {"pattern": "fan-in", "gamma": 0.5}}),
     "sparse-momentum": (network, {"optimizer": "sgd"}),
     "gmp": (lambda: network(masked=False), {"method_options": {"target": 0.25}}),
     "wgsef": (lambda: network(masked=False), {"method_options": {"groups": "neurons", "keep": 0.5}}),
 }
-STEPS = 400
+STEPS = 160
 
 
 def train(method, output):
@@ -31,7 +31,7 @@ def train(method, output):
     build, options = METHODS[method]
     result = finetune(
         build(), points(examples=192), method=method, output=output, steps=STEPS, batch_size=16, lr=0.01,
-        update_every=7, evaluate_every=20, progress=False, resume=True, **options,
+        update_every=7, evaluate_every=10, progress=False, resume=True, **options,
     )  # fmt: skip
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
     torch.save(result.model.state_dict(), output)
@@ -73,7 +73,7 @@ def test_a_killed_run_ends_with_the_same_numbers(start, method, tmp_path):
     whole = start(method, tmp_path / "whole.pt")
     last = tmp_path / "killed.pt.ckpt" / "last.safetensors"
     middles = 0
-    for _ in range(3):
+    for _ in range(2):
         if _kill_soon(start(method, tmp_path / "killed.pt"), last, moments):
             middles += 0 < checkpoint.read(last)["step"] < STEPS
     assert middles, "no kill hit the run before its end"
@@ -87,5 +87,5 @@ def test_a_killed_run_ends_with_the_same_numbers(start, method, tmp_path):
     rows, metrics, events = json.loads((tmp_path / "whole.json").read_text())
     assert json.loads((tmp_path / "killed.json").read_text()) == [rows, metrics, events]
     changes = [row["churn"] for row in rows if row["churn"]]
-    assert bool(changes) == (method != "static"), "the topology must change for the test to say anything"
+    assert changes, "the topology must change for the test to say anything"
     assert bool(events) == (method == "wgsef")

@@ -69,6 +69,24 @@ def name_of(which: Cell) -> str:
     return f"{family} {100 * sparsity:g} % {METHODS[method]}{scaled}"
 
 
+def in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """By family, then by rising sparsity; a wider dense model behind the wide ones of its sparsity."""
+    families = ["wide", "parallel", "factorized", "doped"]
+
+    def place(which: Cell) -> tuple[Any, ...]:
+        family, sparsity, method, parameterization = which
+        dense = family == "dense"
+        return (
+            families.index("wide" if dense else family),
+            sparsity,
+            dense,
+            parameterization,
+            method != "static",
+        )
+
+    return sorted(cells, key=place)
+
+
 def write(
     found: Mapping[str, Results], parts: Sequence[str], folder: Path, document: Path | None
 ) -> dict[str, Any]:
@@ -91,7 +109,7 @@ def gains(found: Results) -> str:
     unit = "loss, nats per byte" if found.measure == "loss" else "test accuracy, %"
     head = ["", "FLOPs", "active weights", "stored", unit, "gain", "seeds", "of the wider dense model's gain"]
     rows = []
-    for which in (BASE, *found.cells):
+    for which in (BASE, *in_order(found.cells)):
         measured = found.sample(which)
         if not len(measured):
             continue
@@ -120,16 +138,15 @@ def gains(found: Results) -> str:
 def bars(found: Sequence[Results]) -> dict[str, dict[str, Sample]]:
     """Gains by family and sparsity, by how they were trained; all parts of one model together."""
     rows: dict[str, dict[str, Sample]] = {}
-    for one in found:
-        for which in one.cells:
-            family, sparsity, method, parameterization = which
-            gain = one.gain(which)
-            if not len(gain):
-                continue
-            place = "wide" if family == "dense" else family
-            entry = "dense of that width" if family == "dense" else METHODS[method]
-            entry += ", SμPar" if parameterization == "supar" else ""
-            rows.setdefault(f"{place} {100 * sparsity:g} %", {})[entry] = gain
+    gains = {which: one.gain(which) for one in found for which in one.cells}
+    for which in in_order(list(gains)):
+        family, sparsity, method, parameterization = which
+        if not len(gains[which]):
+            continue
+        place = "wide" if family == "dense" else family
+        entry = "dense of that width" if family == "dense" else METHODS[method]
+        entry += ", SμPar" if parameterization == "supar" else ""
+        rows.setdefault(f"{place} {100 * sparsity:g} %", {})[entry] = gains[which]
     return rows
 
 

@@ -40,6 +40,8 @@ def execute(run: Run, tested: int | None = None) -> dict[str, Any]:
     """
     method = METHODS[run.method]
     model = build(run)
+    if run.model == "resnet":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         model.parameters(), lr=run.lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
     )

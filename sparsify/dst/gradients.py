@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ class _Sums:
         self.decays = decays
         self.first: Tensor | None = None
         self.second: Tensor | None = None
+        self.peak = 0.0
 
     def __call__(self, grad: Tensor) -> None:
         # Sums in half precision would lose small gradients.
@@ -98,18 +100,16 @@ class DenseGradients:
                 for tensor in (sums.first, sums.second):
                     if tensor is not None:
                         distributed.all_reduce(tensor)
-        return all(
-            tensor is None or bool(torch.isfinite(tensor).all())
-            for sums in self._sums.values()
-            for tensor in (sums.first, sums.second)
-        )
+        for sums in self._sums.values():
+            sums.peak = 0.0 if sums.first is None else _peak(sums.first)
+        squares = [sums.second for sums in self._sums.values() if sums.second is not None]
+        peaks = [sums.peak for sums in self._sums.values()] + [_peak(tensor) for tensor in squares]
+        return all(math.isfinite(peak) for peak in peaks)
 
     def sum_of(self, fqn: str) -> Tensor | None:
-        """The sum of one parameter, None where it had no gradient or only zeros."""
+        """The sum of one parameter after `reduce`, None where it had no gradient or only zeros."""
         sums = self._sums.get(fqn)
-        if sums is None or sums.first is None or not bool(sums.first.any()):
-            return None
-        return sums.first
+        return None if sums is None or sums.peak == 0.0 else sums.first
 
     def mean_of(self, fqn: str) -> Tensor | None:
         """The decayed sum over the sum of its weights: Adam's m̂."""
@@ -141,3 +141,8 @@ class DenseGradients:
             for fqn, tensor in state[name].items():
                 device = self._entries[fqn].param.device
                 setattr(self._sums[fqn], name, tensor.to(device, copy=True))
+
+
+def _peak(tensor: Tensor) -> float:
+    """Largest magnitude; NaN or infinity where there is one."""
+    return float(torch.linalg.vector_norm(tensor, torch.inf))

@@ -13,9 +13,9 @@ from sparsify.masks.unstructured import Unstructured
 
 def keep_largest(magnitude: Tensor, mask: Tensor, kept: int) -> Tensor:
     """The `kept` active units of largest magnitude, over all cells together; ties to the lower position."""
-    keep = mask.clone()
-    keep[mask] = topk_mask(magnitude[mask], kept)
-    return keep
+    active = mask.reshape(-1).nonzero().reshape(-1)
+    best = topk_mask(magnitude.reshape(-1)[active], kept)
+    return torch.zeros_like(mask).view(-1).index_fill_(0, active[best], True).view(mask.shape)
 
 
 def fill(
@@ -26,7 +26,7 @@ def fill(
     Args:
         keep: Bool (cells, units): what stays. A cell that keeps too many loses those of smallest magnitude.
         magnitude: (cells, units).
-        growth: (cells, units), finite.
+        growth: (cells, units), finite; overwritten.
         per_cell: Active units of a cell.
         alive: Bool (cells,): cells to fill; the others become empty. All by default.
 
@@ -35,12 +35,23 @@ def fill(
     """
     if alive is not None:
         keep = keep & alive[:, None]
-    crowded = (keep.sum(1) > per_cell).nonzero().reshape(-1)
-    if crowded.numel():
-        scores = magnitude[crowded].masked_fill(~keep[crowded], -torch.inf)
-        keep = keep.index_put((crowded,), topk_rows(scores, per_cell))
-    new = largest_of_cells(growth.masked_fill(keep, torch.inf), per_cell)
+    keep = thinned(keep, magnitude, per_cell)
+    new = largest_of_cells(growth.masked_fill_(keep, torch.inf), per_cell)
     return new if alive is None else new & alive[:, None]
+
+
+def thinned(keep: Tensor, magnitude: Tensor, per_cell: int) -> Tensor:
+    """Takes from every cell that keeps too many units those of smallest magnitude."""
+    crowded = (cell_counts(keep) > per_cell).nonzero().reshape(-1)
+    if not crowded.numel():
+        return keep
+    scores = magnitude[crowded].masked_fill(~keep[crowded], -torch.inf)
+    return keep.index_put((crowded,), topk_rows(scores, per_cell))
+
+
+def cell_counts(mask: Tensor) -> Tensor:
+    """Active units of every cell."""
+    return torch.count_nonzero(mask).reshape(1) if len(mask) == 1 else mask.sum(1)
 
 
 def largest_of_cells(scores: Tensor, per_cell: int) -> Tensor:
@@ -53,7 +64,7 @@ def present_count(mask: Tensor) -> tuple[int, Tensor | None]:
 
     The second is None where no cell is empty.
     """
-    counts = mask.sum(1)
+    counts = cell_counts(mask)
     alive = counts > 0
     return int(counts.max()), None if bool(alive.all()) else alive
 
@@ -81,11 +92,11 @@ def drop_and_grow(
     """
     cells = Cells(pattern or Unstructured(), tuple(weight.shape))
     magnitude, folded = cells.fold(weight.detach().abs()), cells.fold_mask(mask)
-    return cells.unfold(exchange(magnitude, folded, cells.fold(growth.detach()), fraction))
+    return cells.unfold(exchange(magnitude, folded, cells.fold(growth.detach().clone()), fraction))
 
 
 def exchange(magnitude: Tensor, mask: Tensor, growth: Tensor, fraction: float) -> Tensor:
-    """`drop_and_grow` in cells: magnitude, mask, growth and result are (cells, units)."""
+    """`drop_and_grow` in cells: magnitude, mask, growth (overwritten) and result are (cells, units)."""
     active = int(torch.count_nonzero(mask))
     dropped = int(active * fraction)
     if dropped == 0:

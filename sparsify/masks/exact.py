@@ -37,7 +37,7 @@ def topk_mask(scores: Tensor, k: int) -> Tensor:
     flat = scores.detach().reshape(-1)
     if not flat.dtype.is_floating_point or flat.dtype.itemsize < 4:
         flat = flat.float()
-    if torch.isnan(flat).any():
+    if torch.isnan(flat.sum()) and torch.isnan(flat).any():
         raise SparsifyError("scores contain NaN: the weights or gradients they come from have diverged")
     threshold = _kth_largest(flat, k)
     return _at_least(flat, threshold, k).reshape(scores.shape)

@@ -148,8 +148,12 @@ def gradient_mask(param: nn.Parameter) -> GradientMask:
 
 def zero_outside(tensor: Tensor, mask: Tensor) -> None:
     """Sets a tensor to zero, in place, wherever the mask is not set."""
+    bits = _BITS.get(tensor.element_size())
     with torch.no_grad():
-        tensor.masked_fill_(~mask, 0)
+        if bits is None or tensor.is_complex() or tensor.is_meta:
+            tensor.masked_fill_(~mask, 0)
+        else:
+            tensor.view(bits).mul_(mask)
 
 
 def verify_masks(model: nn.Module) -> None:
@@ -162,7 +166,7 @@ def verify_masks(model: nn.Module) -> None:
         f"{fqn} ({n} weights)"
         for fqn, entry in masked_parameters(model).items()
         if not entry.param.is_meta
-        and (n := int(torch.count_nonzero((entry.param.detach() != 0) & ~entry.mask)))
+        and (n := int(torch.count_nonzero((entry.param.detach() != 0) > entry.mask)))
     ]
     if broken:
         raise SparsifyError(

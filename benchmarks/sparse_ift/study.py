@@ -44,7 +44,7 @@ MILLISECONDS = {
 }
 DEAREST = 60.0
 POOLING_SAVES = 0.4
-AT_ONCE = 2.0
+AT_ONCE = 1.5
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -129,7 +130,7 @@ class Training(Generic[R]):
                 self._finish(run, timed(self.study, run))
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, context, prepare_worker) as pool:
+        with ProcessPoolExecutor(self.workers, context, _begin_worker) as pool:
             try:
                 self._run_on(pool)
             except BaseException:
@@ -181,3 +182,9 @@ def prepare_worker() -> None:
     """One thread, and no slow arithmetic on denormal numbers."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+
+
+def _begin_worker() -> None:
+    """Ends without a word at Ctrl-C, which the terminal sends to every process of the study."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    prepare_worker()

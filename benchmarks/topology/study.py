@@ -15,7 +15,7 @@ from benchmarks.topology.training import execute
 
 MILLISECONDS = {"lenet": 3.8, "resnet": 23.5}
 MASKS_COST = {"lenet": 1.22, "resnet": 1.11}
-AT_ONCE = 2.0
+AT_ONCE = 1.0
 
 
 @dataclass(frozen=True)

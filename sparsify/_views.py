@@ -91,7 +91,7 @@ def transform(out: Output, data: Mapping[str, Any]) -> None:
         )
         for row in data["layers"]
     ]
-    out.table("plan", columns, rows)
+    out.table(f"plan, masks {data['pattern']}", columns, rows)
     _refusals(out, data["refusals"])
     flops, parameters = data["flops"], data["parameters"]
     out.line(

@@ -248,6 +248,7 @@ def _read_plan(path: Path) -> Any:
 def _plan_summary(plan: Any) -> dict[str, Any]:
     return {
         "flops": {"dense": plan.flops.dense, "sparse": plan.flops.sparse, "ratio": plan.flops.ratio},
+        "pattern": plan.options.pattern,
         "layers": [
             {
                 "fqn": layer.fqn,

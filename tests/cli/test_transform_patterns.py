@@ -34,7 +34,8 @@ def test_archives_hold_the_pattern_and_the_present_masks(
     run, dense, tmp_path, words, pattern, present, planned
 ):
     file, start = tmp_path / "sparse.pt2", 1.0 if "--initial-density" in words else None
-    run("transform", dense, "-o", file, "--family", "masked", *words)
+    said = run("transform", dense, "-o", file, "--family", "masked", *words, "--format", "json").out
+    assert json.loads(said)["pattern"] == pattern
     loaded = sparsify.load(file)
     assert pattern_of(loaded).name == pattern
     assert loaded.sparsify.initial_density == start

@@ -69,6 +69,7 @@ METHODS = {
     "set": Method("SET", "set"),
     "rigl": Method("RigL", "rigl"),
     "srigl": Method("SRigL", "srigl", "fan-in", {"ablation": True}),
+    "srigl-95": Method("SRigL γ .95", "srigl", "fan-in", {"ablation": True, "gamma": 0.95}),
     "srigl-no-ablation": Method("SRigL without ablation", "srigl", "fan-in", {"ablation": False}),
     "sparse-momentum": Method("SparseMomentum", "sparse-momentum", interval=3),
     "gmp": Method("GMP", "gmp", begins_dense=True),

@@ -10,8 +10,10 @@ from typing import Any
 from benchmarks.study.engine import Study
 from benchmarks.study.ledger import Ledger
 from benchmarks.topology import report
-from benchmarks.topology.runs import METHODS, Of, Run, base, cells, tuned
+from benchmarks.topology.runs import METHODS, SPARSE, Of, Run, base, cells, tuned
 from benchmarks.topology.training import execute
+
+WITHOUT_95 = tuple(method for method in SPARSE if method != "srigl-95")
 
 MILLISECONDS = {"lenet": 3.8, "resnet": 23.5}
 MASKS_COST = {"lenet": 1.22, "resnet": 1.11}
@@ -32,8 +34,8 @@ class Topology(Study[Run]):
 
     models: Mapping[str, Of] = field(
         default_factory=lambda: {
-            "lenet": Of((0.01, 0.05, 0.02, 0.1), 6000, 100, (0.1, 0.05)),
-            "resnet": Of((0.01, 0.05, 0.1), 1872, 128, (0.1, 0.05, 0.2), width=16),
+            "lenet": Of((0.01, 0.05, 0.02, 0.1), 5400, 100, (0.1, 0.05)),
+            "resnet": Of((0.01, 0.05, 0.1), 1872, 128, (0.1, 0.05, 0.2), 16, WITHOUT_95),
         }
     )
     distribution: str = "erk"

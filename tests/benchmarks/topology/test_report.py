@@ -56,7 +56,7 @@ def test_a_method_below_static_is_named_with_its_difference():
         return _as_expected(method, density, seed) - (5 if (method, density) == ("set", 0.01) else 0)
 
     claim = report.expected(_filled(accuracy))[0]
-    assert claim[2] == "5 of 6"
+    assert claim[2] == "6 of 7"
     assert claim[3] == "SET at 1 %: -3.90 ± 0.10"
 
 

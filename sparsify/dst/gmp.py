@@ -16,7 +16,7 @@ from sparsify.dst.cells import Cells
 from sparsify.dst.planned import planned_counts
 from sparsify.dst.schedule import CubicSchedule
 from sparsify.dst.slots import optimized
-from sparsify.dst.update import largest_of_cells, present_count
+from sparsify.dst.update import largest_active, present_count
 from sparsify.errors import UserError
 from sparsify.masks import NM, Pattern, masked_parameters, parse_pattern, set_mask, unwrapped, verify_masks
 
@@ -147,8 +147,7 @@ class GMP(Algorithm):
             wanted = target + (self.initial[fqn] - target) * remaining
             least = target // cells.unit // len(mask)
             per_cell = min(present, max(least, round(wanted / cells.unit / rows)))
-            scores = cells.fold(entry.param.detach().abs()).masked_fill(~mask, -torch.inf)
-            kept = largest_of_cells(scores, per_cell)
+            kept = largest_active(cells.fold(entry.param.detach().abs()), mask, per_cell)
             masks[fqn] = cells.unfold(kept if alive is None else kept & alive[:, None])
         return masks
 

@@ -145,4 +145,5 @@ class DenseGradients:
 
 def _peak(tensor: Tensor) -> float:
     """Largest magnitude; NaN or infinity where there is one."""
-    return float(torch.linalg.vector_norm(tensor, torch.inf))
+    least, most = torch.aminmax(tensor)
+    return max(-float(least), float(most))

@@ -144,7 +144,7 @@ def living(salient: Tensor, budget: int, gamma: float) -> Tensor:
         Bool (neurons,).
     """
     neurons, inputs = salient.shape
-    counts = salient.sum(1)
+    counts = salient.sum(1, dtype=torch.int32)
     alive = counts >= max(1, int(gamma * (budget // neurons)))
     least = max(1, budget // inputs)
     return alive if int(alive.sum()) >= least else topk_mask(counts, least)

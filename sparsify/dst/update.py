@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,23 @@ from sparsify.masks.unstructured import Unstructured
 
 def keep_largest(magnitude: Tensor, mask: Tensor, kept: int) -> Tensor:
     """The `kept` active units of largest magnitude, over all cells together; ties to the lower position."""
-    active = mask.reshape(-1).nonzero().reshape(-1)
-    best = topk_mask(magnitude.reshape(-1)[active], kept)
-    return torch.zeros_like(mask).view(-1).index_fill_(0, active[best], True).view(mask.shape)
+    return _inside(mask, magnitude, lambda scores: topk_mask(scores, kept))
+
+
+def largest_active(magnitude: Tensor, mask: Tensor, per_cell: int) -> Tensor:
+    """The `per_cell` active units of largest magnitude of every cell; a cell with fewer gets others too."""
+    return _inside(mask, magnitude, lambda scores: largest_of_cells(scores, per_cell))
+
+
+def _inside(mask: Tensor, magnitude: Tensor, select: Callable[[Tensor], Tensor]) -> Tensor:
+    """Selects by magnitude among active units.
+
+    Inactive units have magnitude 0, so that they are chosen only where active ones are 0 too.
+    """
+    chosen = select(magnitude)
+    if not bool((chosen > mask).any()):
+        return chosen
+    return select(magnitude.masked_fill(~mask, -torch.inf))
 
 
 def fill(
@@ -51,7 +67,7 @@ def thinned(keep: Tensor, magnitude: Tensor, per_cell: int) -> Tensor:
 
 def cell_counts(mask: Tensor) -> Tensor:
     """Active units of every cell."""
-    return torch.count_nonzero(mask).reshape(1) if len(mask) == 1 else mask.sum(1)
+    return torch.count_nonzero(mask).reshape(1) if len(mask) == 1 else mask.sum(1, dtype=torch.int32)
 
 
 def largest_of_cells(scores: Tensor, per_cell: int) -> Tensor:

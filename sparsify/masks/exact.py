@@ -73,9 +73,11 @@ def magnitude_mask(weight: Tensor, k: int) -> Tensor:
 
 def _at_least(flat: Tensor, threshold: float, k: int) -> Tensor:
     """k entries of at least the threshold, of those that equal it the first ones."""
-    mask = flat > threshold
-    ties = torch.nonzero(flat == threshold).reshape(-1)
-    mask[ties[: k - int(torch.count_nonzero(mask))]] = True
+    mask = flat >= threshold
+    surplus = int(torch.count_nonzero(mask)) - k
+    if surplus:
+        ties = torch.nonzero(flat == threshold).reshape(-1)
+        mask[ties[len(ties) - surplus :]] = False
     return mask
 
 

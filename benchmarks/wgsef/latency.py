@@ -27,7 +27,8 @@ def time(run: Run, seconds: float) -> dict[str, Any]:
         seconds: For each model and batch size.
 
     Returns:
-        `dense_ms`, `narrow_ms` (medians) and `speedup` by batch size, and the sizes of both files in bytes.
+        `dense_ms`, `narrow_ms` (medians) and `speedup` by batch size, the sizes of both files in bytes,
+        parameters and FLOPs before and after.
     """
     model = build(replace(run, removed=())).eval()
     sets = dst.find_groups(model, "filters", example=IMAGE).sets
@@ -47,4 +48,6 @@ def time(run: Run, seconds: float) -> dict[str, Any]:
         "narrow_ms": {str(batch): rows["model", batch]["latency_ms"]["p50"] for batch in BATCHES},
         "speedup": {str(batch): rows["model", batch]["speedup"] for batch in BATCHES},
         "bytes": sizes,
+        "parameters": list(small.meta["narrowing"].parameters),
+        "flops": list(small.meta["narrowing"].flops),
     }

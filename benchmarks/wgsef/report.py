@@ -108,7 +108,7 @@ def shrunk(cell: Run, ledger: Ledger[Run], measure: str) -> Sample:
     """What is left of `parameters` or `flops`, as a share, by seed."""
     found = {}
     for run, result in ledger.items():
-        if run == replace(cell, seed=run.seed) and result.get(measure):
+        if run.removed and replace(run, removed=()) == replace(cell, seed=run.seed):
             before, after = result[measure]
             found[run.seed] = after / before
     return Sample(dict(sorted(found.items())))

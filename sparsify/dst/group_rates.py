@@ -50,6 +50,11 @@ class GroupRates:
         """α of every group [m] at the learning rates that the optimizer was made with."""
         return self._rates(self.base)
 
+    def amplification(self) -> float:
+        """How many times a lasting gradient counts, where the prox counts once: 1/(1 − momentum)."""
+        momenta = [float(group.get("momentum") or 0.0) for group in self._optimizer.param_groups]
+        return 1 / (1 - min(0.99, max(momenta)))
+
     def _rates(self, rates: list[float]) -> Tensor:
         found = torch.tensor(rates, dtype=torch.float64, device=self._groups.device)[self._place]
         divisors = self._divisors()

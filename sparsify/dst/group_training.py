@@ -22,7 +22,7 @@ from sparsify.masks import set_mask, topk_mask
 Phase = Literal["regularise", "masked"]
 
 _FIRST = 0.5
-_MOST = 0.05
+_MOST = 2.0
 _MEMORY = 20.0
 
 
@@ -232,13 +232,14 @@ class GroupPenalty(Algorithm):
         return self.felt(norms[alive], rates[alive], self._d[alive])
 
     def _adjust(self, norms: Tensor, alive: int) -> None:
-        """Leads λ, but never so high that a step takes more than a small share of a typical group."""
+        """Leads λ, but not so high that all groups shrink whatever their gradients: nothing would be left."""
         memory = min(1.0, _MEMORY / self.finish_step)
         self._falling += memory * (self.groups_alive - alive - self._falling)
         self.groups_alive = alive
         if self._controller.due(self.step):
             adjusted = self._controller.adjusted(self.strength, alive, self._falling, self.step)
-            self.strength = min(adjusted, max(self.strength, _MOST * self._felt(norms)))
+            most = _MOST * self._rates.amplification() * self._felt(norms) / self.finish_step
+            self.strength = min(adjusted, max(self.strength, most))
 
     def _check_finite(self, norms: Tensor) -> None:
         broken = torch.nonzero(~torch.isfinite(norms)).flatten()

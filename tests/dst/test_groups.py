@@ -31,7 +31,6 @@ def zero_first(groups: Groups, places: tuple[int, ...] = (1,)) -> None:
         ("flatten_cnn", "units", 3),
         ("flatten_cnn", "channels", 1),
         ("resnet", "units", 4),
-        ("resnet", "channels", 3),
         ("bert", "units", 4),
     ],
 )

@@ -40,19 +40,19 @@ def _lines(folder):
 @needs_data
 def test_both_penalties_end_with_the_same_number_of_filters(finished):
     lines = _lines(finished)
-    by_cell = {(line["model"], line["method"]): line for line in lines if "k" in line}
-    assert set(by_cell) == {(m, p) for m in ("vgg", "resnet") for p in ("wgsef", "lasso")}
-    for line in by_cell.values():
+    sparse = {line["method"]: line for line in lines if "k" in line}
+    assert set(sparse) == {"wgsef", "lasso"}
+    for line in sparse.values():
         assert line["groups"] - sum(line["gone"]) == line["k"] == round(line["groups"] / 2)
-        assert line["flops"][1] < line["flops"][0]
         assert line["narrow_accuracy"] == pytest.approx(line["accuracy"], abs=0.5)
 
 
 @needs_data
 def test_what_is_left_is_timed_beside_the_dense_model(finished):
     timings = [line for line in _lines(finished) if "speedup" in line]
-    assert len(timings) == 4
+    assert len(timings) == 2
     for line in timings:
+        assert line["flops"][1] < 0.6 * line["flops"][0]
         assert line["bytes"]["narrow"] < line["bytes"]["dense"]
         for batch in ("1", "64"):
             ratio = line["dense_ms"][batch] / line["narrow_ms"][batch]
@@ -62,15 +62,15 @@ def test_what_is_left_is_timed_beside_the_dense_model(finished):
 @needs_data
 def test_the_summary_the_plot_and_the_tables_are_written(finished, tmp_path):
     summary = json.loads((finished / "quick" / "summary.json").read_text())
-    assert len(summary["cells"]) == 4
+    assert len(summary["cells"]) == 2
     assert all(cell["latency"]["1"]["speedup"]["mean"] > 0 for cell in summary["cells"])
     assert (finished / "quick" / "accuracy.png").stat().st_size > 5000
     document = tmp_path / "wgsef.md"
     shutil.copy(DOCUMENT, document)
     QUICK.report(Ledger(Run, finished / "quick.jsonl"), tmp_path, document)
     text = document.read_text()
-    assert text.count("| WGSEF, 50 % |") == 4
-    assert "Not run yet" not in text
+    assert text.count("| WGSEF, 50 % |") == 2
+    assert text.count("Not run yet") == 2  # the other model
 
 
 @needs_data

@@ -97,3 +97,13 @@ def test_values_of_method_options_are_json_or_text():
     assert found == {"gamma": 0.3, "ablation": False, "groups": "filters", "only": ["a"], "a_b": 1}
     with pytest.raises(UserError, match="twice"):
         parse_method_options(["a=1", "a=2"])
+
+
+def test_a_dense_archive_loses_whole_neurons_and_then_gets_smaller(run, files, tmp_path):
+    words = ("--data", "digits", "--method", "wgsef", "--method-option", "keep=0.5", "--steps", "20")
+    out = tmp_path / "o.pt2"
+    data = json.loads(run("finetune", files / "dense.pt2", *words, "-o", out, "--format", "json").out)
+    (event,) = data["events"]
+    assert event["kept"] == 32 and event["before"]["accuracy"] >= 0 and event["after"]["accuracy"] >= 0
+    small = json.loads(run("narrow", out, "-o", tmp_path / "small.pt2", "--format", "json").out)
+    assert small["parameters"]["after"] < 0.7 * small["parameters"]["before"]

@@ -83,7 +83,8 @@ def inspect(
 
     Example: sparsify inspect model.pt
     """
-    from sparsify import _explain, commands
+    from sparsify import _explain
+    from sparsify._inspect import inspect_file
 
     out = Output(output_format)
     trust = consent(trust_pickle, out)
@@ -92,7 +93,7 @@ def inspect(
         out.result(data)
         _explain.show(out, data)
         return
-    data = commands.inspect(file, inputs=inputs or [], trust_pickle=trust, factory=model)
+    data = inspect_file(file, inputs=inputs or [], trust_pickle=trust, factory=model)
     out.result(data)
     views.inspect(out, data)
 

@@ -59,74 +59,6 @@ def traced_from(model: Any, inputs: Sequence[str]) -> Any:
     return api.trace(model, args, kwargs, dynamic_shapes=spec.dynamic_shapes())
 
 
-def inspect(
-    path: Path, *, inputs: Sequence[str], trust_pickle: Consent, factory: str | None
-) -> dict[str, Any]:
-    """Describes a model file: an ONNX file's nodes, or a PyTorch model's layers, FLOPs and width groups."""
-    if path.suffix in ONNX_SUFFIXES:
-        from sparsify.lowering import describe
-
-        return describe(path)
-    from sparsify.graph import facts as graph_facts
-    from sparsify.masks.module import SparseGraphModule
-
-    model = load_model(path, trust_pickle=trust_pickle, factory=factory)
-    traced = traced_from(model, inputs)
-    found = graph_facts.facts(traced)
-    plan = model.sparsify.plan if isinstance(model, SparseGraphModule) else None
-    sizes = {group.id: group.size for group in found.groups}
-    density = _densities(model)
-    layers: list[dict[str, Any]] = [
-        {
-            "fqn": layer.fqn,
-            "kind": layer.kind,
-            "role": layer.role,
-            "shape": [int(dim.evaluate(sizes)) for dim in layer.dims],
-            "density": density.get(layer.weight, 1.0),
-            "flops": int(layer.flops.evaluate(sizes)),
-        }
-        for layer in found.layers
-    ]
-    dense_flops = sum(layer["flops"] for layer in layers) + int(found.other_flops.evaluate(sizes))
-    parameters = _parameters(model)
-    return {
-        "file": str(path),
-        "kind": "torch",
-        "family": None if plan is None else plan.options.family,
-        "masks": _mask_summary(model, plan),
-        "parameters": parameters["stored"],
-        "nonzero": parameters["nonzero"],
-        "flops": dense_flops,
-        "layers": layers,
-        "groups": graph_facts.describe(found),
-        "refusals": [asdict(refusal) for refusal in (*traced.refusals, *found.refusals)],
-    }
-
-
-def _densities(model: Any) -> dict[str, float]:
-    """Share of active weights by parameter name, under every name that a tied one has."""
-    from sparsify.masks import masked_parameters
-
-    found = {id(entry.param): entry.density for entry in masked_parameters(model).values()}
-    names = model.named_parameters(remove_duplicate=False)
-    return {name: found[id(parameter)] for name, parameter in names if id(parameter) in found}
-
-
-def _mask_summary(model: Any, plan: Any) -> dict[str, Any] | None:
-    """Pattern and density of the masks as they are, and the planned density; None without masks."""
-    from sparsify.masks import masked_parameters, pattern_of
-
-    masks = [entry.mask for entry in masked_parameters(model).values()]
-    if not masks:
-        return None
-    active, size = sum(int(mask.count_nonzero()) for mask in masks), sum(mask.numel() for mask in masks)
-    return {
-        "pattern": pattern_of(model).name,
-        "density": active / size,
-        "planned_density": None if plan is None else plan.density,
-    }
-
-
 def doctor() -> dict[str, Any]:
     """Checks the installation."""
     return runtime.doctor()
@@ -197,7 +129,7 @@ def transform(
     api.save(rewritten, output)
     record = rewritten.sparsify
     return _plan_summary(record.plan) | {
-        "parameters": {"dense": record.parameters_dense} | _parameters(rewritten),
+        "parameters": {"dense": record.parameters_dense} | count_parameters(rewritten),
         "weights": record.weights,
         "scaling": summary(record.scaling, (scaling or {}).get("base")),
         "preserve": record.preserve,
@@ -205,7 +137,8 @@ def transform(
     }
 
 
-def _parameters(model: Any) -> dict[str, int]:
+def count_parameters(model: Any) -> dict[str, int]:
+    """Parameters of a model: all that are stored, and those that no mask leaves out."""
     from sparsify.masks import masked_parameters
 
     stored = sum(parameter.numel() for parameter in model.parameters())

@@ -14,6 +14,7 @@ import torch
 
 from sparsify import api, commands
 from sparsify._finetune import finetune_file
+from sparsify._inspect import inspect_file
 from sparsify.archive import wrap
 from sparsify.demo.model import DigitsCNN
 from sparsify.demo.report import write_report
@@ -181,7 +182,7 @@ def _summary(
     columns = {}
     archives = {"dense": "model.pt", "sparse": "trained.pt2", "wide": "wide.pt"}
     for name, archive in archives.items():
-        described = commands.inspect(folder / archive, inputs=(), trust_pickle=False, factory=None)
+        described = inspect_file(folder / archive, inputs=(), trust_pickle=False, factory=None)
         accuracy = trained[name]["metrics"]["accuracy"]
         flops = transformed["flops"]["sparse"] if name == "sparse" else described["flops"]
         source, side = (timed["sparse"], "baseline") if name == "dense" else (timed[name], "model")

@@ -22,20 +22,31 @@ class _Sums:
         self.first: Tensor | None = None
         self.second: Tensor | None = None
         self.peak = 0.0
+        self._borrowed = False
 
     def __call__(self, grad: Tensor) -> None:
         # Sums in half precision would lose small gradients.
         wide = torch.float32 if grad.dtype.itemsize < 4 else grad.dtype
         if self.first is None:
-            self.first = grad.to(wide, copy=True)
+            # Autograd's own tensor, not a copy: it writes only to what nobody else refers to.
+            self.first = grad.detach().to(wide, copy=True) if grad.requires_grad else grad.to(wide)
+            self._borrowed = self.first is grad
             self.second = None if self.decays[1] is None else self.first.square()
             return
-        self.first.add_(grad)
+        self.own()
+        self.first.add_(grad.detach())
         if self.second is not None:
-            self.second.addcmul_(grad, grad)
+            self.second.addcmul_(grad.detach(), grad.detach())
+
+    def own(self) -> None:
+        """Before the first sum is written to: another tensor of the model may share a borrowed one."""
+        if self._borrowed and self.first is not None:
+            self.first = self.first.clone()
+        self._borrowed = False
 
     def advance(self) -> None:
         if self.first is not None and self.decays[0] != 1.0:
+            self.own()
             self.first.mul_(self.decays[0])
         if self.second is not None and self.decays[1] is not None:
             self.second.mul_(self.decays[1])
@@ -97,6 +108,7 @@ class DenseGradients:
                 # Every process must take part, also one where this parameter had no gradient.
                 if sums.first is None:
                     sums(torch.zeros_like(self._entries[fqn].param))
+                sums.own()
                 for tensor in (sums.first, sums.second):
                     if tensor is not None:
                         distributed.all_reduce(tensor)

@@ -28,7 +28,7 @@ class GradientMask:
     `collector`, where one is set.
 
     Attributes:
-        collector: Called with the dense gradient of every backward pass; it must not change or keep it.
+        collector: Called with the dense gradient of every backward pass; it may keep it, but not change it.
     """
 
     def __init__(self, owner: nn.Module, name: str) -> None:
@@ -42,7 +42,7 @@ class GradientMask:
     def __call__(self, grad: Tensor) -> Tensor:
         """Returns the gradient with zeros outside the mask."""
         if self.collector is not None:
-            self.collector(grad.detach())
+            self.collector(grad)
         owner = self._owner()
         if owner is not None:
             self._mask = _mask_of(owner, self._name)

@@ -83,8 +83,15 @@ def _at_least(flat: Tensor, threshold: float, k: int) -> Tensor:
 
 def _kth_largest(flat: Tensor, k: int) -> float:
     if flat.device.type == "cpu":
-        # NumPy's selection is some fifteen times faster than torch.topk and torch.kthvalue on a CPU.
-        return float(np.partition(flat.numpy(), flat.numel() - k)[flat.numel() - k])
+        # NumPy's selection is some fifteen times faster than torch.topk and torch.kthvalue on a CPU, but twenty
+        # times slower where most entries are equal, as zero gradients are.
+        array = flat.numpy()
+        least = array.min()
+        above = array[array > least]
+        if k > above.size:
+            return float(least)
+        above.partition(above.size - k)
+        return float(above[above.size - k])
     return float(torch.topk(flat, k, sorted=False).values.min())
 
 

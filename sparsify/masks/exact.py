@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,8 +82,8 @@ def _at_least(flat: Tensor, threshold: float, k: int) -> Tensor:
 
 def _kth_largest(flat: Tensor, k: int) -> float:
     if flat.device.type == "cpu":
-        # NumPy's selection is some fifteen times faster than torch.topk and torch.kthvalue on a CPU, but twenty
-        # times slower where most entries are equal, as zero gradients are.
+        # NumPy's selection is some fifteen times faster than torch.topk and torch.kthvalue on a CPU, but
+        # twenty times slower where most entries are equal, as zero gradients are.
         array = flat.numpy()
         least = array.min()
         above = array[array > least]

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.scaling import stored_scaling
 from sparsify.train.sources import FASHION_MNIST, fashion_mnist
 
 EXAMPLE = torch.zeros(2, 1, 28, 28)
@@ -86,20 +85,3 @@ def images() -> Images:
     return Images(
         train.inputs[0][:_TRAIN], train.targets[:_TRAIN], test.inputs[0][:_TEST], test.targets[:_TEST]
     )
-
-
-def corrected_behind_norm(
-    model: nn.Module, groups: list[dict[str, Any]], density: float
-) -> list[dict[str, Any]]:
-    """Splits the groups so that every masked convolution has its learning rate divided by the density."""
-    scaling = stored_scaling(model)
-    if scaling is None:
-        return groups
-    result = []
-    for group in groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            masked = scaling[name].m_rho < 1.0
-            factor = 1 / density if masked else 1.0
-            one = {"params": [parameter], "names": [name]}
-            result.append(one | {"lr": group["lr"] * factor, "weight_decay": group["weight_decay"] / factor})
-    return result

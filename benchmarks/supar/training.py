@@ -67,6 +67,7 @@ def build(cell: Cell, seed: int) -> nn.Module:
             seed=seed,
             base_std=_spread(cell),
             base=_proxy(cell),
+            lr_behind_batchnorm=cell.rate_behind_norm,
         )
 
 
@@ -106,8 +107,6 @@ def make_optimizer(model: nn.Module, run: Run) -> torch.optim.Optimizer:
         groups = sparsify.param_groups(model, lr=lr, weight_decay=GPT_DECAY)
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)
     groups = sparsify.param_groups(model, lr=lr, weight_decay=CNN_DECAY, optimizer="sgd")
-    if run.cell.rate_behind_norm and run.cell.density < 1.0:
-        groups = cnn.corrected_behind_norm(model, groups, run.cell.density)
     return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM)
 
 

@@ -35,7 +35,7 @@ class Topology(Study[Run]):
     models: Mapping[str, Of] = field(
         default_factory=lambda: {
             "lenet": Of((0.01, 0.05, 0.02, 0.1), 5400, 100, (0.1, 0.05, 0.025)),
-            "resnet": Of((0.01, 0.05, 0.1), 1872, 128, (0.1, 0.2, 0.4, 0.8), 16, WITHOUT_95),
+            "resnet": Of((0.01, 0.05, 0.1), 1872, 128, (0.2, 0.4, 0.8), 16, WITHOUT_95),
         }
     )
     distribution: str = "erk"

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn, optim
 
 from sparsify.dst.base import Algorithm
+from sparsify.dst.revival import Revival
 from sparsify.dst.schedule import CosineSchedule
 from sparsify.dst.score import Growth
 from sparsify.dst.update import exchange
@@ -61,6 +62,7 @@ class Rewiring(Algorithm):
         super().__init__(model, optimizer, pattern=pattern, seed=seed)
         self.postponed = False
         self.growth = self._growth()
+        self.revival = Revival(optimizer, self.entries)
         self._prepare()
 
     @abstractmethod
@@ -70,11 +72,13 @@ class Rewiring(Algorithm):
     def after_step(self) -> None:
         """Updates the topology when it is due, and switches the collection of dense gradients."""
         self.growth.advance()
+        self.revival.settle()
         if self.schedule.due(self.step) or self.postponed:
             self.postponed = not self.growth.ready()
             if not self.postponed:
                 verify_masks(self.model)
                 self.apply(self.new_masks(self.schedule.fraction(self.step)))
+                self.revival.watch()
             self.growth.stop()
         self._prepare()
 
@@ -110,8 +114,13 @@ class Rewiring(Algorithm):
         self.growth.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds the put-off update and what was gathered so far for the next one."""
-        return {**super().state_dict(), "postponed": self.postponed, "growth": self.growth.state_dict()}
+        """Adds the put-off update, what was gathered so far for the next one, and `Revival`'s sizes."""
+        return {
+            **super().state_dict(),
+            "postponed": self.postponed,
+            "growth": self.growth.state_dict(),
+            "revival": self.revival.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Algorithm.load_state_dict`."""
@@ -120,3 +129,4 @@ class Rewiring(Algorithm):
         self.growth.stop()
         self._prepare()
         self.growth.load_state_dict(state["growth"])
+        self.revival.load_state_dict(state["revival"])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsify.dst.cells import Cells
 from sparsify.dst.gradients import DenseGradients
+from sparsify.dst.revival import bounded
 from sparsify.masks import MaskedParameter
 
 
@@ -75,7 +76,7 @@ class RandomGrowth(Growth):
 
 
 class GradientGrowth(Growth):
-    """Magnitude of the dense gradient, summed over the window before an update.
+    """Magnitude of the dense gradient, summed over the window before an update; silent units are `bounded`.
 
     Args:
         entries: The masked parameters by fqn.
@@ -83,12 +84,16 @@ class GradientGrowth(Growth):
     """
 
     def __init__(self, entries: Mapping[str, MaskedParameter], window: int) -> None:
+        self._entries = entries
         self._gradients = DenseGradients(entries, window)
 
     def score(self, fqn: str, cells: Cells, step: int) -> Tensor | None:
         """See `Growth.score`."""
         total = self._gradients.sum_of(fqn)
-        return None if total is None else cells.fold(total.abs())
+        return None if total is None else self._fold(fqn, cells, total.abs())
+
+    def _fold(self, fqn: str, cells: Cells, score: Tensor) -> Tensor:
+        return cells.fold(bounded(score, self._entries[fqn].mask))
 
     def advance(self) -> None:
         """See `Growth.advance`."""
@@ -133,6 +138,7 @@ class MomentumGrowth(GradientGrowth):
         window: int,
         decays: Mapping[str, tuple[float, float | None]],
     ) -> None:
+        self._entries = entries
         self._gradients = DenseGradients(entries, window, decays)
 
     def score(self, fqn: str, cells: Cells, step: int) -> Tensor | None:
@@ -141,4 +147,5 @@ class MomentumGrowth(GradientGrowth):
         if moment is None:
             return None
         square = self._gradients.mean_square_of(fqn)
-        return cells.fold(moment.abs() if square is None else moment.abs() / (square.sqrt() + 1e-8))
+        score = moment.abs() if square is None else moment.abs() / (square.sqrt() + 1e-8)
+        return self._fold(fqn, cells, score)

@@ -54,12 +54,13 @@ def group_of(optimizer: optim.Optimizer, entry: MaskedParameter) -> dict[str, ob
     )
 
 
-def mask_slots(optimizer: optim.Optimizer, entry: MaskedParameter) -> None:
-    """Zeroes every slot of a parameter (momentum, moments) outside its mask.
+def slots_of(optimizer: optim.Optimizer, entry: MaskedParameter) -> dict[str, Tensor]:
+    """The slots of a parameter (momentum, moments) by name: one number for each weight.
 
     Raises:
         UserError: When a slot is no single number and not of the parameter's shape.
     """
+    slots = {}
     for name, slot in optimizer.state.get(entry.param, {}).items():
         if not isinstance(slot, Tensor) or slot.numel() <= 1 < entry.param.numel():
             continue
@@ -69,4 +70,15 @@ def mask_slots(optimizer: optim.Optimizer, entry: MaskedParameter) -> None:
                 f"shape {tuple(entry.param.shape)}: it mixes weights, so that masked ones do not stay zero; "
                 "use an optimizer whose state has the parameter's shape"
             )
+        slots[name] = slot
+    return slots
+
+
+def mask_slots(optimizer: optim.Optimizer, entry: MaskedParameter) -> None:
+    """Zeroes every slot of a parameter outside its mask.
+
+    Raises:
+        UserError: See `slots_of`.
+    """
+    for slot in slots_of(optimizer, entry).values():
         zero_outside(slot, entry.mask)

@@ -50,8 +50,8 @@ class Revival:
     """Bounds the first step that a unit takes after an update of the topology.
 
     A unit that this step makes more than twice as large as it was, and than the median unit of its layer, is
-    scaled back to the larger of both, and its slots are zeroed. In front of a normalization all scales are the
-    same to the outputs.
+    scaled back to the larger of both, and its slots are zeroed. In front of a normalization the outputs are
+    the same at any scale.
 
     Args:
         optimizer: Of the parameters.

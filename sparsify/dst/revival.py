@@ -93,4 +93,5 @@ class Revival:
 
 
 def _sizes(weight: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(weight.detach().flatten(1), dim=1)
+    sizes: Tensor = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1)
+    return sizes

@@ -1,7 +1,7 @@
 """Packed weights: what a sparse operator stores instead of a dense weight.
 
 Packing, checking and unpacking happen in the native library, so that Python and the kernels agree by
-construction. `docs/design/csr-layout.md` describes the layout.
+construction. `docs/design/packed-layouts.md` describes the layouts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from sparsify.errors import RuntimeLibraryError, UserError
 from sparsify.runtime import library
 
 Attribute = int | float | str | list[int]
+
+LAYOUTS = ("csr", "blocks-2", "blocks-4", "blocks-8", "blocks-16")
+"""All layouts. `csr` stores single weights; `blocks-R` stores R outputs of one input together."""
+
+LAYOUTS: tuple[str, ...] = ("csr",)
+"""Every layout that weights can be packed in."""
 
 _ELEMENT_TYPES: dict[int, type[np.generic]] = {1: np.float32, 2: np.uint8, 4: np.uint16, 6: np.int32}
 _ELEMENT_NUMBERS = {np.dtype(kind): number for number, kind in _ELEMENT_TYPES.items()}
@@ -101,6 +107,33 @@ def _check_weight(weight: npt.NDArray[np.float32], dimensions: int, names: str) 
         )
 
 
+def block_rows(layout: str) -> int:
+    """Outputs that share a stored input: 1 for `csr`, R for `blocks-R`.
+
+    Raises:
+        UserError: No such layout.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
+    return 1 if layout == "csr" else int(layout.removeprefix("blocks-"))
+
+
+def stored(weight: npt.NDArray[np.float32], layout: str) -> int:
+    """Weights that a layout stores: the non-zeros, and the zeros of blocks that are not zero as a whole.
+
+    Args:
+        weight: `[out, ...]`.
+        layout: One of `LAYOUTS`.
+
+    Raises:
+        UserError: No such layout.
+    """
+    rows = block_rows(layout)
+    occupied = weight.reshape(weight.shape[0], -1) != 0
+    blocks = np.logical_or.reduceat(occupied, np.arange(0, weight.shape[0], rows))
+    return rows * int(np.count_nonzero(blocks))
+
+
 def pack_linear(weight: npt.NDArray[np.float32], *, layout: str = "csr") -> Packed:
     """Packs the non-zeros of a linear layer's weight.
 
@@ -153,6 +186,20 @@ def pack_conv(
     }
     shape = tuple(int(extent) for extent in weight.shape)
     return Packed("SparseConv", layout, shape, _pack(weight, layout), attributes)
+
+
+def stored(weight: npt.NDArray[np.float32], layout: str) -> int:
+    """How many entries a layout stores of a weight, zeros inside its blocks included.
+
+    Args:
+        weight: `[out, ...]`, all that follows the outputs read as one matrix column each.
+        layout: "csr", or "blocks-R" for blocks of R consecutive outputs that share an input.
+    """
+    rows = int(layout.removeprefix("blocks-")) if layout.startswith("blocks-") else 1
+    kept = weight.reshape(weight.shape[0], -1) != 0
+    if rows == 1:
+        return int(np.count_nonzero(kept))
+    return rows * int(np.count_nonzero(np.logical_or.reduceat(kept, range(0, len(kept), rows))))
 
 
 def unpack(packed: Packed) -> npt.NDArray[np.float32]:

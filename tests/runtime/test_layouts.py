@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsify.errors import RuntimeLibraryError, UserError
-from sparsify.runtime.layouts import Packed, pack_conv, pack_linear, unpack
+from sparsify.runtime.layouts import LAYOUTS, Packed, block_rows, pack_conv, pack_linear, stored, unpack
 from tests.runtime.native import Kernel
 
 
@@ -15,6 +15,14 @@ def sparse(shape: tuple[int, ...], density: float, seed: int = 0) -> np.ndarray:
     weight = rng.standard_normal(shape).astype(np.float32)
     weight[rng.random(shape) >= density] = 0
     return weight
+
+
+def blocks(shape: tuple[int, ...], density: float, rows: int, seed: int = 0) -> np.ndarray:
+    """Zeros in blocks of `rows` outputs; the last block is cut off where they do not divide the outputs."""
+    rng = np.random.default_rng(seed)
+    kept = rng.random((-(-shape[0] // rows), *shape[1:])) < density
+    weight = rng.standard_normal(shape).astype(np.float32)
+    return np.asarray(weight * np.repeat(kept, rows, axis=0)[: shape[0]], np.float32)
 
 
 def corrupted(packed: Packed, index: int, change) -> Packed:
@@ -31,28 +39,47 @@ def put(position: int, value: int):
     return change
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 70000), (64, 128), (17, 33)])
-def test_linear_unpacks_to_itself(shape: tuple[int, int], density: float) -> None:
+def test_linear_unpacks_to_itself(shape: tuple[int, int], density: float, layout: str) -> None:
     weight = sparse(shape, density)
-    packed = pack_linear(weight)
+    packed = pack_linear(weight, layout=layout)
+    assert packed.tensors[3].size == max(stored(weight, layout), block_rows(layout))
     assert np.array_equal(unpack(packed), weight)
     assert packed.attributes["out_features"] == shape[0]
     assert packed.attributes["in_features"] == shape[1]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(4, 3, 1, 1), (8, 5, 3, 3), (2, 7, 5, 2)])
-def test_conv_unpacks_to_itself(shape: tuple[int, ...]) -> None:
+def test_conv_unpacks_to_itself(shape: tuple[int, ...], layout: str) -> None:
     weight = sparse(shape, 0.3)
-    packed = pack_conv(weight, strides=(2, 1), pads=(0, 1, 2, 3), dilations=(1, 2))
+    packed = pack_conv(weight, strides=(2, 1), pads=(0, 1, 2, 3), dilations=(1, 2), layout=layout)
     assert np.array_equal(unpack(packed), weight)
     assert packed.attributes["kernel_shape"] == list(shape[2:])
     assert packed.attributes["pads"] == [0, 1, 2, 3]
 
 
-def test_packed_bytes_at_ninety_percent() -> None:
-    weight = sparse((768, 3072), 0.1)
-    assert pack_linear(weight).nbytes <= 0.17 * weight.nbytes
+@pytest.mark.parametrize(("layout", "share"), [("csr", 0.17), ("blocks-4", 0.13), ("blocks-16", 0.11)])
+def test_packed_bytes_at_ninety_percent(layout: str, share: float) -> None:
+    weight = blocks((768, 3072), 0.1, block_rows(layout))
+    assert pack_linear(weight, layout=layout).nbytes <= share * weight.nbytes
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_blocks_store_whole_blocks(layout: str) -> None:
+    rows = block_rows(layout)
+    weight = np.zeros((2 * rows + 1, 5), np.float32)
+    weight[rows, 3] = weight[2 * rows, 0] = 1
+    assert stored(weight, layout) == 2 * rows
+    assert stored(weight, "csr") == 2
+    assert pack_linear(weight, layout=layout).tensors[1].tolist() == [0, 0, 1, 2]
+
+
+def test_unknown_names_of_layouts_are_refused() -> None:
+    with pytest.raises(UserError, match="blocks-16"):
+        stored(np.ones((2, 2), np.float32), "blocks-3")
 
 
 def test_infinite_and_nan_weights_are_kept() -> None:
@@ -80,7 +107,8 @@ def test_unknown_layout_is_refused() -> None:
         (0, put(0, 7), "mark"),
         (0, put(1, 99), "version 99"),
         (0, put(2, 41), "41 x 60"),
-        (0, put(4, -1), "non-zeros"),
+        (0, put(4, -1), "blocks"),
+        (0, put(6, 4), "blocks of 4"),
         (0, put(4, 5), "elements"),
         (0, put(5, 3), "column index"),
         (0, lambda t: t[:4], "header"),
@@ -110,10 +138,11 @@ def test_missing_tensor_is_refused() -> None:
         Kernel(replace(packed, tensors=packed.tensors[:-1]))
 
 
-def test_flipped_bytes_never_crash() -> None:
+@pytest.mark.parametrize("layout", ["csr", "blocks-4", "blocks-16"])
+def test_flipped_bytes_never_crash(layout: str) -> None:
     """Whatever a byte becomes, the weight is refused or runs within its bounds."""
     rng = np.random.default_rng(7)
-    packed = pack_linear(sparse((40, 60), 0.3))
+    packed = pack_linear(sparse((40, 60), 0.3), layout=layout)
     x = rng.standard_normal((20, 60)).astype(np.float32)
     refused = ran = 0
     for _ in range(400):
@@ -135,3 +164,12 @@ def test_flipped_bytes_never_crash() -> None:
         kernel.run(x[:1])
     assert refused > 50
     assert ran > 50
+
+
+@pytest.mark.parametrize(
+    ("layout", "entries"), [("csr", 3), ("blocks-2", 4), ("blocks-4", 8), ("blocks-16", 32)]
+)
+def test_a_layout_stores_whole_blocks(layout: str, entries: int):
+    weight = np.zeros((10, 7, 1, 1), np.float32)
+    weight[0, 0] = weight[1, 0] = weight[9, 3] = 1
+    assert layouts.stored(weight, layout) == entries

@@ -18,11 +18,8 @@ from sparsify.runtime import library
 
 Attribute = int | float | str | list[int]
 
-LAYOUTS = ("csr", "blocks-2", "blocks-4", "blocks-8", "blocks-16")
+LAYOUTS: tuple[str, ...] = ("csr", "blocks-2", "blocks-4", "blocks-8", "blocks-16")
 """All layouts. `csr` stores single weights; `blocks-R` stores R outputs of one input together."""
-
-LAYOUTS: tuple[str, ...] = ("csr",)
-"""Every layout that weights can be packed in."""
 
 _ELEMENT_TYPES: dict[int, type[np.generic]] = {1: np.float32, 2: np.uint8, 4: np.uint16, 6: np.int32}
 _ELEMENT_NUMBERS = {np.dtype(kind): number for number, kind in _ELEMENT_TYPES.items()}
@@ -186,20 +183,6 @@ def pack_conv(
     }
     shape = tuple(int(extent) for extent in weight.shape)
     return Packed("SparseConv", layout, shape, _pack(weight, layout), attributes)
-
-
-def stored(weight: npt.NDArray[np.float32], layout: str) -> int:
-    """How many entries a layout stores of a weight, zeros inside its blocks included.
-
-    Args:
-        weight: `[out, ...]`, all that follows the outputs read as one matrix column each.
-        layout: "csr", or "blocks-R" for blocks of R consecutive outputs that share an input.
-    """
-    rows = int(layout.removeprefix("blocks-")) if layout.startswith("blocks-") else 1
-    kept = weight.reshape(weight.shape[0], -1) != 0
-    if rows == 1:
-        return int(np.count_nonzero(kept))
-    return rows * int(np.count_nonzero(np.logical_or.reduceat(kept, range(0, len(kept), rows))))
 
 
 def unpack(packed: Packed) -> npt.NDArray[np.float32]:

@@ -172,4 +172,4 @@ def test_flipped_bytes_never_crash(layout: str) -> None:
 def test_a_layout_stores_whole_blocks(layout: str, entries: int):
     weight = np.zeros((10, 7, 1, 1), np.float32)
     weight[0, 0] = weight[1, 0] = weight[9, 3] = 1
-    assert layouts.stored(weight, layout) == entries
+    assert stored(weight, layout) == entries

@@ -75,7 +75,9 @@ def bench_layer(
         str | None, typer.Option(metavar="CxKxRxS@HxW", help="A convolution, e.g. 64x64x3x3@56x56.")
     ] = None,
     sparsity: Annotated[str, typer.Option(help="Sparsities, comma-separated.")] = "0.8,0.9",
-    pattern: Annotated[str, typer.Option(help="What masks look like: unstructured.")] = "unstructured",
+    pattern: Annotated[
+        str, typer.Option(help="What masks look like: unstructured, fan-in, N:M, or RxC (outputs x inputs).")
+    ] = "unstructured",
     batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,64,256",
     threads: Annotated[int, typer.Option(min=1, help="Threads of both sides.")] = 1,
     duration: Annotated[float, typer.Option(min=0.05, help="Seconds for each setting.")] = 2.0,

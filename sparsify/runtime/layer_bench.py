@@ -15,12 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 from sparsify.errors import ParityError, UserError
 from sparsify.runtime import layouts
 from sparsify.runtime.environment import environment
+from sparsify.runtime.layer_weights import masked_weight, natural_layout
 from sparsify.runtime.library import selected_kernel
 from sparsify.runtime.session import DOMAIN, Session
 from sparsify.runtime.timing import interleave
 
 Array = np.ndarray[Any, np.dtype[Any]]
-PATTERNS = ("unstructured",)
 _OPSET = 17
 _IR_VERSION = 8
 
@@ -94,7 +94,7 @@ def bench_layer(
         linear: `INxOUT`; or
         conv: `CxKxRxS@HxW`.
         sparsities: Shares of the weight that are zero.
-        pattern: What the mask looks like.
+        pattern: What the mask looks like, `unstructured`, `fan-in`, `N:M` or `RxC` (outputs by inputs).
         batches: Batch sizes.
         threads: Threads of both sides.
         seconds: Seconds for each side, sparsity and batch size.
@@ -110,21 +110,21 @@ def bench_layer(
     """
     if (linear is None) == (conv is None):
         raise UserError("give exactly one of linear and conv")
-    if pattern not in PATTERNS:
-        raise UserError(f"pattern {pattern!r} is not available in this version; it has {', '.join(PATTERNS)}")
     if not all(0 <= sparsity < 1 for sparsity in sparsities):
         raise UserError("sparsities must be at least 0 and below 1")
     if threads < 1 or any(batch < 1 for batch in batches):
         raise UserError("batch sizes and threads must be at least 1")
     layer = parse_linear(linear) if linear is not None else parse_conv(conv or "")
     rows: list[dict[str, Any]] = []
+    layout = natural_layout(pattern)
     for sparsity in sparsities:
-        weight = _masked_weight(layer, sparsity)
-        sessions = [Session(build(layer, weight), threads=threads) for build in (_dense_model, _sparse_model)]
+        weight = masked_weight(layer.weight, sparsity, pattern)
+        models = (_dense_model(layer, weight), _sparse_model(layer, weight, layout))
+        sessions = [Session(model, threads=threads) for model in models]
         rows.extend(
             _row(layer, weight, sessions, batch, seconds) | {"sparsity": sparsity} for batch in batches
         )
-    shared = {"pattern": pattern, "layout": "csr", "kernel": selected_kernel()}
+    shared = {"pattern": pattern, "layout": layout, "kernel": selected_kernel()}
     return {
         "environment": environment(),
         "layer": {"linear": linear, "conv": conv},
@@ -149,21 +149,11 @@ def check_layer(text: str, *, sparsity: float = 0.8, batch: int = 3) -> float:
         RuntimeLibraryError: The native library is missing or refuses the layer.
     """
     layer = parse_conv(text) if "@" in text else parse_linear(text)
-    weight = _masked_weight(layer, sparsity)
+    weight = masked_weight(layer.weight, sparsity, "unstructured")
     x = np.random.default_rng(batch).standard_normal(layer.x_shape(batch)).astype(np.float32)
-    want, got = (
-        Session(build(layer, weight), threads=1).run({"x": x})["y"] for build in (_dense_model, _sparse_model)
-    )
+    models = (_dense_model(layer, weight), _sparse_model(layer, weight, "csr"))
+    want, got = (Session(model, threads=1).run({"x": x})["y"] for model in models)
     return _check_parity(got, want, weight)
-
-
-def _masked_weight(layer: Layer, sparsity: float) -> Array:
-    rng = np.random.default_rng(0)
-    size = int(np.prod(layer.weight))
-    kept = max(1, round((1 - sparsity) * size))
-    weight = np.zeros(size, np.float32)
-    weight[rng.permutation(size)[:kept]] = rng.standard_normal(kept) / np.sqrt(kept / layer.weight[0])
-    return weight.reshape(layer.weight)
 
 
 def _row(
@@ -210,11 +200,11 @@ def _dense_model(layer: Layer, weight: Array) -> bytes:
     return _model(layer, node, {"w": weight})
 
 
-def _sparse_model(layer: Layer, weight: Array) -> bytes:
+def _sparse_model(layer: Layer, weight: Array, layout: str) -> bytes:
     if layer.image is None:
-        packed = layouts.pack_linear(weight)
+        packed = layouts.pack_linear(weight, layout=layout)
     else:
-        packed = layouts.pack_conv(weight, strides=(1, 1), pads=layer.pads, dilations=(1, 1))
+        packed = layouts.pack_conv(weight, strides=(1, 1), pads=layer.pads, layout=layout)
     names = [f"w{i}" for i in range(len(packed.tensors))]
     attributes: dict[str, Any] = dict(packed.attributes)
     node = helper.make_node(

@@ -7,10 +7,10 @@ import pytest
 
 from sparsify.errors import RuntimeLibraryError
 from sparsify.runtime import library
-from sparsify.runtime.layouts import Packed, pack_conv, pack_linear
+from sparsify.runtime.layouts import LAYOUTS, Packed, block_rows, pack_conv, pack_linear
 from sparsify.runtime.reference import ACTIVATIONS, sparse_conv, sparse_linear
 from tests.runtime.native import Kernel, supported_kernels
-from tests.runtime.test_layouts import sparse
+from tests.runtime.test_layouts import blocks, sparse
 
 KERNELS = supported_kernels()
 BATCHES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 70]
@@ -27,7 +27,7 @@ def reference(packed: Packed, x: np.ndarray, *rest) -> np.ndarray:
 
 def bound(packed: Packed, x: np.ndarray) -> float:
     """Largest rounding error of a dot product of random signs, summed in any order."""
-    longest = int(np.diff(packed.tensors[1]).max())
+    longest = max(1, int(np.diff(packed.tensors[1]).max()))
     values = float(np.abs(packed.tensors[3]).max())
     return EPSILON * (8 + 2 * longest**0.5) * (1 + values * float(np.abs(x).max()) * longest**0.5)
 
@@ -67,8 +67,29 @@ def test_linear_shapes_and_densities(kernel: str, shape: tuple[int, int], densit
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_linear_with_wide_columns(kernel: str) -> None:
-    packed = pack_linear(sparse((5, 70_001), 0.01))
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@pytest.mark.parametrize("shape", [(77, 203), (130, 500), (15, 31), (16, 1100)])
+def test_linear_in_blocks(kernel: str, layout: str, shape: tuple[int, int]) -> None:
+    for density in (0.02, 0.25):
+        packed = pack_linear(blocks(shape, density, block_rows(layout)), layout=layout)
+        for batch in (1, 2, 5, 6, 7, 16, 17, 40, 64, 70):
+            check(kernel, packed, normal((batch, shape[1])), ends=batch in (1, 7), threads=1 + batch % 3)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_blocks_store_zeros_that_change_nothing(kernel: str, layout: str) -> None:
+    weight = sparse((40, 120), 0.2)
+    for batch in (1, 20):
+        x = normal((batch, 120))
+        packed = pack_linear(weight, layout=layout)
+        assert close(Kernel(packed, kernel).run(x), reference(packed, x), bound(packed, x))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("layout", ["csr", "blocks-16"])
+def test_linear_with_wide_columns(kernel: str, layout: str) -> None:
+    packed = pack_linear(sparse((5, 70_001), 0.01), layout=layout)
     assert packed.tensors[2].dtype == np.int32
     for batch in (1, 3, 20):
         check(kernel, packed, normal((batch, 70_001)))
@@ -128,6 +149,17 @@ def test_convolutions(kernel: str, case: int) -> None:
     weight = sparse((out, shape[1], kh, kw), 0.3)
     packed = pack_conv(weight, strides=strides, pads=pads, dilations=dilations)
     for threads in (1, 2, 3):
+        check(kernel, packed, normal(shape), threads=threads)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@pytest.mark.parametrize("case", [1, 3, 6, 9, 14])
+def test_convolutions_in_blocks(kernel: str, layout: str, case: int) -> None:
+    shape, (out, kh, kw), strides, pads, dilations = CONVOLUTIONS[case]
+    weight = blocks((out, shape[1], kh, kw), 0.3, block_rows(layout))
+    packed = pack_conv(weight, strides=strides, pads=pads, dilations=dilations, layout=layout)
+    for threads in (1, 3):
         check(kernel, packed, normal(shape), threads=threads)
 
 

@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from sparsify.errors import ParityError, UserError
+from sparsify.masks import parse_pattern
 from sparsify.runtime import bench_layer, layouts
 from sparsify.runtime.layer_bench import check_layer, parse_conv, parse_linear
+from sparsify.runtime.layer_weights import masked_weight, natural_layout
 
 KEYS = {"sparsity", "batch", "pattern", "layout", "kernel", "dense_us", "sparse_us", "speedup", "gflops"}
 
@@ -26,13 +29,37 @@ def test_every_setting_gives_a_row_of_the_contract(layer: dict[str, str]):
     assert report["environment"]["kernel"] == rows[0]["kernel"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "sparsity", "layout"),
+    [
+        ("fan-in", 0.75, "csr"),
+        ("2:4", 0.5, "csr"),
+        ("1x4", 0.75, "csr"),
+        ("4x1", 0.75, "blocks-4"),
+        ("16x1", 0.75, "blocks-16"),
+        ("4x4", 0.75, "blocks-4"),
+        ("24x1", 0.75, "blocks-8"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(48, 32), (48, 16, 3, 3)])
+def test_masks_are_of_the_pattern(shape: tuple[int, ...], pattern: str, sparsity: float, layout: str):
+    weight = masked_weight(shape, sparsity, pattern)
+    parse_pattern(pattern).check(torch.from_numpy(weight != 0))
+    assert np.count_nonzero(weight) == round((1 - sparsity) * weight.size)
+    assert natural_layout(pattern) == layout
+    assert layouts.stored(weight, layout) == np.count_nonzero(weight)
+    linear = {"linear": "32x48"} if len(shape) == 2 else {"conv": "16x48x3x3@4x4"}
+    report = bench_layer(**linear, sparsities=(sparsity,), pattern=pattern, batches=(2,), seconds=0.01)
+    assert (report["results"][0]["pattern"], report["results"][0]["layout"]) == (pattern, layout)
+
+
 def test_a_perturbed_weight_breaks_the_comparison(monkeypatch: pytest.MonkeyPatch):
     pack = layouts.pack_linear
 
-    def perturbed(weight: np.ndarray) -> layouts.Packed:
+    def perturbed(weight: np.ndarray, *, layout: str) -> layouts.Packed:
         changed = weight.copy()
         changed.flat[np.flatnonzero(changed)[0]] += 0.01
-        return pack(changed)
+        return pack(changed, layout=layout)
 
     assert check_layer("64x32") < 1e-4
     monkeypatch.setattr(layouts, "pack_linear", perturbed)
@@ -60,6 +87,8 @@ def test_layers_are_read_as_in_then_out():
         {"conv": "8x8x9x9@1x1x"},
         {"conv": "0x8x3x3@4x4"},
         {"linear": "8x8", "pattern": "zebra"},
+        {"linear": "8x8", "pattern": "2:4", "sparsities": (0.9,)},
+        {"linear": "8x10", "pattern": "4x1"},
         {"linear": "8x8", "sparsities": (1.0,)},
         {"linear": "8x8", "batches": (0,)},
         {"linear": "8x8", "threads": 0},

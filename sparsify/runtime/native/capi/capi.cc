@@ -100,10 +100,11 @@ int32_t sparsify_kernel_supported(int32_t index) {
 int32_t sparsify_pack(const char* layout, const float* weight, int64_t out, int64_t in,
                       sparsify_packed** packed) {
   return Guard([&] {
-    if (layout == nullptr || std::string(layout) != "csr") return Fail("no such layout; there is csr");
-    auto result = std::make_unique<sparsify_packed>();
     std::string error;
-    if (!sparsify::csr::Pack(weight, out, in, &result->csr, &error)) return Fail(error);
+    const int block_rows = sparsify::csr::BlockRows(layout, &error);
+    if (block_rows == 0) return Fail(error);
+    auto result = std::make_unique<sparsify_packed>();
+    if (!sparsify::csr::Pack(weight, out, in, block_rows, &result->csr, &error)) return Fail(error);
     *packed = result.release();
     return 0;
   });
@@ -123,11 +124,12 @@ void sparsify_packed_free(sparsify_packed* packed) { delete packed; }
 int32_t sparsify_unpack(const char* layout, const sparsify_tensor* tensors, int32_t count, int64_t out,
                         int64_t in, float* weight) {
   return Guard([&] {
-    if (layout == nullptr || std::string(layout) != "csr") return Fail("no such layout; there is csr");
+    std::string error;
+    const int block_rows = sparsify::csr::BlockRows(layout, &error);
+    if (block_rows == 0) return Fail(error);
     const std::vector<PackedTensor> converted = Convert(tensors, count);
     sparsify::csr::Matrix matrix;
-    std::string error;
-    if (!sparsify::csr::Parse(converted.data(), converted.size(), out, in, &matrix, &error)) {
+    if (!sparsify::csr::Parse(converted.data(), converted.size(), out, in, block_rows, &matrix, &error)) {
       return Fail(error);
     }
     if (weight != nullptr) sparsify::csr::Unpack(matrix, weight);

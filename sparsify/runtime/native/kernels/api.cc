@@ -1,7 +1,6 @@
 #include "api.h"
 
 #include <cstdlib>
-#include <cstring>
 
 #include "csr/family.h"
 
@@ -10,12 +9,6 @@ namespace {
 
 constexpr const char* kKernelVariable = "SPARSIFY_KERNEL";
 constexpr int64_t kLargestExtent = int64_t{1} << 20;  // of a kernel, stride, pad or dilation
-
-bool KnownLayout(const char* layout, std::string* error) {
-  if (layout != nullptr && std::strcmp(layout, "csr") == 0) return true;
-  *error = "no layout '" + std::string(layout != nullptr ? layout : "") + "'; there is csr";
-  return false;
-}
 
 const csr::Isa* Select(const char* kernel, std::string* error) {
   return csr::FindIsa(kernel != nullptr ? kernel : std::getenv(kKernelVariable), error);
@@ -43,11 +36,12 @@ bool ValidGeometry(const ConvAttributes& a, std::string* error) {
 std::unique_ptr<LinearKernel> CreateLinear(const char* layout, const char* kernel,
                                            const LinearAttributes& attributes, const PackedTensor* tensors,
                                            size_t count, std::string* error) {
-  if (!KnownLayout(layout, error)) return nullptr;
+  const int block_rows = csr::BlockRows(layout, error);
+  if (block_rows == 0) return nullptr;
   const csr::Isa* isa = Select(kernel, error);
   csr::Matrix matrix;
-  if (isa == nullptr ||
-      !csr::Parse(tensors, count, attributes.out_features, attributes.in_features, &matrix, error)) {
+  if (isa == nullptr || !csr::Parse(tensors, count, attributes.out_features, attributes.in_features,
+                                    block_rows, &matrix, error)) {
     return nullptr;
   }
   return csr::MakeLinear(*isa, attributes, matrix);
@@ -56,12 +50,14 @@ std::unique_ptr<LinearKernel> CreateLinear(const char* layout, const char* kerne
 std::unique_ptr<ConvKernel> CreateConv(const char* layout, const char* kernel,
                                        const ConvAttributes& attributes, const PackedTensor* tensors,
                                        size_t count, std::string* error) {
-  if (!KnownLayout(layout, error) || !ValidGeometry(attributes, error)) return nullptr;
+  const int block_rows = csr::BlockRows(layout, error);
+  if (block_rows == 0 || !ValidGeometry(attributes, error)) return nullptr;
   const csr::Isa* isa = Select(kernel, error);
   csr::Matrix matrix;
   const int64_t taps = attributes.kernel[0] * attributes.kernel[1];  // at most 2^40
   if (isa == nullptr || taps >= (int64_t{1} << 31) ||
-      !csr::Parse(tensors, count, attributes.out_channels, attributes.in_channels * taps, &matrix, error)) {
+      !csr::Parse(tensors, count, attributes.out_channels, attributes.in_channels * taps, block_rows, &matrix,
+                  error)) {
     if (error->empty()) *error = "impossible convolution: the kernel is too large";
     return nullptr;
   }

@@ -256,7 +256,7 @@ class CsrConv final : public ConvKernel {
     }
     const PanelPlan& plan = panel_plans_.For(images * g.pixels(), parallel.threads);
     const PanelTasks tasks(plan, images * g.pixels(), parallel.threads);
-    RunPanels(isa_, plan, matrix_.columns, tasks, parallel, rest, [&](int64_t first, int64_t columns) {
+    RunPanels(isa_, plan, matrix_, tasks, parallel, rest, [&](int64_t first, int64_t columns) {
       return PixelEnds{isa_, source, epilogue, y, g.pixels(), Pixels(attributes_, g, first, columns)};
     });
   }

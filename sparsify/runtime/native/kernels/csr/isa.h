@@ -31,13 +31,15 @@ struct RowClass {
   uint32_t rows;
 };
 
-// The non-zeros of a block of rows in one tile of inputs, rows in ascending order of their number.
+// The non-zeros of a part of the rows in one tile of inputs, rows in ascending order of their number. In a
+// layout of blocks every entry stands for block_rows consecutive rows, and a row for the first of them.
 struct PanelSegment {
-  const float* values;
+  const float* values;      // [entries][block_rows]
   const uint16_t* offsets;  // 64 * (input - first input of the tile)
-  const uint32_t* rows;     // relative to the block
+  const uint32_t* rows;     // relative to the part
   const RowClass* classes;
   size_t class_count;
+  int block_rows;
 };
 
 // Where the columns of a panel lie in an image-major source, and which taps find them inside it. Input
@@ -92,11 +94,13 @@ struct RowMajor {
   int64_t rows;
 };
 
-struct CsrRows {
-  const int32_t* pointers;
-  const uint16_t* narrow;  // one of these two is null
+struct PackedRows {
+  const int32_t* pointers;  // of each block row
+  const uint16_t* narrow;   // one of these two is null
   const int32_t* wide;
   const float* values;
+  int block_rows;
+  int64_t rows;  // outputs
 };
 
 struct Isa {
@@ -119,8 +123,11 @@ struct Isa {
   int64_t few_rows;
   void (*slots)(const SlotGroup& group, const RowMajor& operand, int64_t first, int64_t last,
                 const Epilogue& epilogue);
-  void (*dot)(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+  void (*dot)(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
               const Epilogue& epilogue);
+  // The same for blocks of kLanes outputs, block rows [first, last), in place; may be null.
+  void (*lanes)(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+                const Epilogue& epilogue);
 };
 
 // One row for each instruction set, best last: name, condition on the CPU.

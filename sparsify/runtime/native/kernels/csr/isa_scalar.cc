@@ -28,15 +28,18 @@ float Finish(float sum, int64_t row, int64_t target, const Epilogue& epilogue) {
 
 void Multiply(const PanelSegment& segment, const float* tile, float* panel, int groups) {
   const int64_t spacing = kSpacing[groups], width = groups * kGroup;
+  const int64_t block_rows = segment.block_rows;
   const float* value = segment.values;
   const uint16_t* offset = segment.offsets;
   const uint32_t* row = segment.rows;
   for (size_t c = 0; c < segment.class_count; ++c) {
     for (uint32_t i = 0; i < segment.classes[c].rows; ++i, ++row) {
       float* sums = panel + static_cast<int64_t>(*row) * spacing;
-      for (uint32_t n = 0; n < segment.classes[c].count; ++n, ++value, ++offset) {
+      for (uint32_t n = 0; n < segment.classes[c].count; ++n, ++offset) {
         const float* x = tile + *offset / 64 * spacing;
-        for (int64_t j = 0; j < width; ++j) sums[j] += *value * x[j];
+        for (int64_t r = 0; r < block_rows; ++r, ++value) {
+          for (int64_t j = 0; j < width; ++j) sums[r * spacing + j] += *value * x[j];
+        }
       }
     }
   }
@@ -98,14 +101,18 @@ void StorePixels(const float* panel, int64_t first, int64_t last, const OutputRu
   }
 }
 
-void Dot(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+void Dot(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
          const Epilogue& epilogue) {
-  for (int64_t row = first; row < last; ++row) {
+  const int64_t block_rows = matrix.block_rows;
+  const int64_t end = last * block_rows < matrix.rows ? last * block_rows : matrix.rows;
+  for (int64_t row = first * block_rows; row < end; ++row) {
+    const int64_t line = row / block_rows, r = row % block_rows;
     for (int64_t b = 0; b < operand.rows; ++b) {
       const float* x = operand.x + b * operand.x_stride;
       float sum = 0.0f;
-      for (int32_t i = matrix.pointers[row]; i < matrix.pointers[row + 1]; ++i) {
-        sum += matrix.values[i] * x[matrix.narrow != nullptr ? matrix.narrow[i] : matrix.wide[i]];
+      for (int32_t i = matrix.pointers[line]; i < matrix.pointers[line + 1]; ++i) {
+        const int64_t column = matrix.narrow != nullptr ? matrix.narrow[i] : matrix.wide[i];
+        sum += matrix.values[i * block_rows + r] * x[column];
       }
       const int64_t target = b * operand.y_stride + row;
       operand.y[target] = Finish(sum, row, target, epilogue);
@@ -115,8 +122,8 @@ void Dot(const CsrRows& matrix, const RowMajor& operand, int64_t first, int64_t 
 
 }  // namespace
 
-const Isa isa_scalar = {"scalar",   &Multiply,    &PackRows, &PackPixels, &TakeEvery,
-                        &StoreRows, &StorePixels, 4,         nullptr,     &Dot};
+const Isa isa_scalar = {"scalar",     &Multiply, &PackRows, &PackPixels, &TakeEvery, &StoreRows,
+                        &StorePixels, 4,         nullptr,   &Dot,        nullptr};
 
 }  // namespace csr
 }  // namespace sparsify

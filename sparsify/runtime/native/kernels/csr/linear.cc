@@ -45,7 +45,10 @@ class CsrLinear final : public LinearKernel {
     if (rows < 1) return;
     const RowMajor operand = {x, attributes_.in_features, y, attributes_.out_features, rows};
     if (rows <= isa_.few_rows) {
-      if (isa_.dot != nullptr) return RunDot(operand, epilogue, parallel);
+      if (isa_.lanes != nullptr && matrix_.block_rows == kLanes) {
+        return RunLines(isa_.lanes, operand, epilogue, parallel);
+      }
+      if (isa_.dot != nullptr) return RunLines(isa_.dot, operand, epilogue, parallel);
       return RunSlots(operand, epilogue, parallel);
     }
     RunPanel(operand, epilogue, parallel, scratch);
@@ -79,17 +82,19 @@ class CsrLinear final : public LinearKernel {
               });
   }
 
-  void RunDot(const RowMajor& operand, const Epilogue& epilogue, const ParallelFor& parallel) const {
-    const CsrRows rows = {matrix_.pointers, matrix_.narrow, matrix_.wide, matrix_.values};
-    RunRanges(matrix_.pointers, matrix_.rows, 6 * matrix_.nonzeros, parallel,
-              [&](int64_t first, int64_t last) { isa_.dot(rows, operand, first, last, epilogue); });
+  void RunLines(void (*function)(const PackedRows&, const RowMajor&, int64_t, int64_t, const Epilogue&),
+                const RowMajor& operand, const Epilogue& epilogue, const ParallelFor& parallel) const {
+    const PackedRows rows = {matrix_.pointers, matrix_.narrow,     matrix_.wide,
+                             matrix_.values,   matrix_.block_rows, matrix_.rows};
+    RunRanges(matrix_.pointers, matrix_.lines(), (4 * matrix_.block_rows + 2) * matrix_.blocks, parallel,
+              [&](int64_t first, int64_t last) { function(rows, operand, first, last, epilogue); });
   }
 
   void RunPanel(const RowMajor& operand, const Epilogue& epilogue, const ParallelFor& parallel,
                 void* scratch) const {
     const PanelPlan& plan = panel_plans_.For(operand.rows, parallel.threads);
     const PanelTasks tasks(plan, operand.rows, parallel.threads);
-    RunPanels(isa_, plan, matrix_.columns, tasks, parallel, scratch, [&](int64_t first, int64_t columns) {
+    RunPanels(isa_, plan, matrix_, tasks, parallel, scratch, [&](int64_t first, int64_t columns) {
       RowMajor part = operand;
       part.x += first * part.x_stride;
       part.y += first * part.y_stride;

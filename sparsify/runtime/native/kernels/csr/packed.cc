@@ -1,6 +1,7 @@
 #include "packed.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 namespace sparsify {
@@ -32,7 +33,8 @@ bool CheckTensor(const PackedTensor& tensor, const char* name, ElementType type,
   return true;
 }
 
-bool CheckHeader(const PackedTensor& tensor, int64_t rows, int64_t columns, std::string* error) {
+bool CheckHeader(const PackedTensor& tensor, int64_t rows, int64_t columns, int block_rows,
+                 std::string* error) {
   if (!CheckTensor(tensor, "header fields", ElementType::kInt32, kHeaderSize, error)) return false;
   const int32_t* header = static_cast<const int32_t*>(tensor.data);
   if (header[0] != kMagic) return Fail(error, "the packed weight does not begin with the layout's mark");
@@ -45,8 +47,12 @@ bool CheckHeader(const PackedTensor& tensor, int64_t rows, int64_t columns, std:
                            std::to_string(header[3]) + ", but the node says " + std::to_string(rows) + " x " +
                            std::to_string(columns));
   }
-  if (header[4] < 0 || header[4] > rows * columns) {
-    return Fail(error, "impossible number of non-zeros " + std::to_string(header[4]));
+  if (header[6] != (block_rows == 1 ? 0 : block_rows)) {
+    return Fail(error, "packed in blocks of " + std::to_string(header[6]) + " outputs instead of " +
+                           std::to_string(block_rows));
+  }
+  if (header[4] < 0 || header[4] > (rows + block_rows - 1) / block_rows * columns) {
+    return Fail(error, "impossible number of blocks " + std::to_string(header[4]));
   }
   if (header[5] != (columns <= kNarrowColumns ? 2 : 4)) {
     return Fail(error, "impossible column index of " + std::to_string(header[5]) + " bytes");
@@ -55,11 +61,11 @@ bool CheckHeader(const PackedTensor& tensor, int64_t rows, int64_t columns, std:
 }
 
 bool CheckRows(const Matrix& m, std::string* error) {
-  if (m.pointers[0] != 0 || m.pointers[m.rows] != m.nonzeros) {
+  if (m.pointers[0] != 0 || m.pointers[m.lines()] != m.blocks) {
     return Fail(error, "row pointers do not span the non-zeros");
   }
-  for (int64_t row = 0; row < m.rows; ++row) {
-    if (m.pointers[row + 1] < m.pointers[row] || m.pointers[row + 1] > m.nonzeros) {
+  for (int64_t row = 0; row < m.lines(); ++row) {
+    if (m.pointers[row + 1] < m.pointers[row] || m.pointers[row + 1] > m.blocks) {
       return Fail(error, "row pointers fall at row " + std::to_string(row));
     }
     int64_t previous = -1;
@@ -77,6 +83,20 @@ bool CheckRows(const Matrix& m, std::string* error) {
 
 }  // namespace
 
+int BlockRows(const char* layout, std::string* error) {
+  static constexpr struct {
+    const char* name;
+    int rows;
+  } kLayouts[] = {{"csr", 1}, {"blocks-2", 2}, {"blocks-4", 4}, {"blocks-8", 8}, {"blocks-16", 16}};
+  std::string names;
+  for (const auto& known : kLayouts) {
+    if (layout != nullptr && std::strcmp(layout, known.name) == 0) return known.rows;
+    names += " " + std::string(known.name);
+  }
+  *error = "no layout '" + std::string(layout != nullptr ? layout : "") + "'; there are" + names;
+  return 0;
+}
+
 PackedTensor Packed::Tensor(int64_t index) const {
   switch (index) {
     case 0:
@@ -91,48 +111,63 @@ PackedTensor Packed::Tensor(int64_t index) const {
   }
 }
 
-bool Pack(const float* weight, int64_t rows, int64_t columns, Packed* packed, std::string* error) {
+namespace {
+
+// Whether any of the block's weights is not zero; outputs beyond the last count as zeros.
+bool Occupied(const float* weight, int64_t rows, int64_t columns, int block_rows) {
+  for (int64_t r = 0; r < std::min<int64_t>(rows, block_rows); ++r) {
+    if (weight[r * columns] != 0.0f) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+bool Pack(const float* weight, int64_t rows, int64_t columns, int block_rows, Packed* packed,
+          std::string* error) {
   if (rows < 1 || columns < 1 || rows >= kLargest || columns > kLargest) {
     return Fail(
         error, "a weight of " + std::to_string(rows) + " x " + std::to_string(columns) + " cannot be packed");
   }
-  int64_t nonzeros = 0;
-  for (int64_t i = 0; i < rows * columns; ++i) nonzeros += weight[i] != 0.0f;
-  if (nonzeros > kLargest) return Fail(error, "more than 2^31 - 1 non-zeros cannot be packed");
   const bool narrow = columns <= kNarrowColumns;
-  const size_t stored = static_cast<size_t>(std::max<int64_t>(nonzeros, 1));
+  packed->pointers = {0};
+  for (int64_t row = 0; row < rows; row += block_rows) {
+    for (int64_t column = 0; column < columns; ++column) {
+      const float* block = weight + row * columns + column;
+      if (!Occupied(block, rows - row, columns, block_rows)) continue;
+      for (int r = 0; r < block_rows; ++r) {
+        packed->values.push_back(row + r < rows ? block[r * columns] : 0.0f);
+      }
+      if (narrow) {
+        packed->narrow.push_back(static_cast<uint16_t>(column));
+      } else {
+        packed->wide.push_back(static_cast<int32_t>(column));
+      }
+    }
+    const size_t blocks = packed->narrow.size() + packed->wide.size();
+    if (blocks > static_cast<size_t>(kLargest)) {
+      return Fail(error, "more than 2^31 - 1 non-zeros cannot be packed");
+    }
+    packed->pointers.push_back(static_cast<int32_t>(blocks));
+  }
   packed->header = {kMagic,
                     kVersion,
                     static_cast<int32_t>(rows),
                     static_cast<int32_t>(columns),
-                    static_cast<int32_t>(nonzeros),
+                    packed->pointers.back(),
                     narrow ? 2 : 4,
-                    0,
+                    block_rows == 1 ? 0 : block_rows,
                     0};
-  packed->pointers.assign(static_cast<size_t>(rows) + 1, 0);
-  packed->values.assign(stored, 0.0f);
-  packed->narrow.assign(narrow ? stored : 0, 0);
-  packed->wide.assign(narrow ? 0 : stored, 0);
-  size_t next = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t column = 0; column < columns; ++column) {
-      const float value = weight[row * columns + column];
-      if (value == 0.0f) continue;
-      packed->values[next] = value;
-      if (narrow) {
-        packed->narrow[next] = static_cast<uint16_t>(column);
-      } else {
-        packed->wide[next] = static_cast<int32_t>(column);
-      }
-      ++next;
-    }
-    packed->pointers[static_cast<size_t>(row) + 1] = static_cast<int32_t>(next);
+  if (packed->pointers.back() == 0) {
+    packed->values.assign(static_cast<size_t>(block_rows), 0.0f);
+    packed->narrow.assign(narrow ? 1 : 0, 0);
+    packed->wide.assign(narrow ? 0 : 1, 0);
   }
   return true;
 }
 
-bool Parse(const PackedTensor* tensors, size_t count, int64_t rows, int64_t columns, Matrix* matrix,
-           std::string* error) {
+bool Parse(const PackedTensor* tensors, size_t count, int64_t rows, int64_t columns, int block_rows,
+           Matrix* matrix, std::string* error) {
   if (count != kPackedTensors) {
     return Fail(error,
                 std::to_string(count) + " packed tensors instead of " + std::to_string(kPackedTensors));
@@ -140,19 +175,20 @@ bool Parse(const PackedTensor* tensors, size_t count, int64_t rows, int64_t colu
   if (rows < 1 || columns < 1 || rows >= kLargest || columns > kLargest) {
     return Fail(error, "impossible weight shape " + std::to_string(rows) + " x " + std::to_string(columns));
   }
-  if (!CheckHeader(tensors[0], rows, columns, error)) return false;
+  if (!CheckHeader(tensors[0], rows, columns, block_rows, error)) return false;
   Matrix m;
   m.rows = rows;
   m.columns = columns;
-  m.nonzeros = static_cast<const int32_t*>(tensors[0].data)[4];
+  m.block_rows = block_rows;
+  m.blocks = static_cast<const int32_t*>(tensors[0].data)[4];
   const bool narrow = columns <= kNarrowColumns;
-  const int64_t stored = std::max<int64_t>(m.nonzeros, 1);
-  if (!CheckTensor(tensors[1], "row pointers", ElementType::kInt32, rows + 1, error)) return false;
-  if (!CheckTensor(tensors[2], "column indices", narrow ? ElementType::kUint16 : ElementType::kInt32, stored,
-                   error)) {
+  const int64_t stored = std::max<int64_t>(m.blocks, 1);
+  const ElementType index = narrow ? ElementType::kUint16 : ElementType::kInt32;
+  if (!CheckTensor(tensors[1], "row pointers", ElementType::kInt32, m.lines() + 1, error) ||
+      !CheckTensor(tensors[2], "column indices", index, stored, error) ||
+      !CheckTensor(tensors[3], "values", ElementType::kFloat, stored * block_rows, error)) {
     return false;
   }
-  if (!CheckTensor(tensors[3], "values", ElementType::kFloat, stored, error)) return false;
   m.pointers = static_cast<const int32_t*>(tensors[1].data);
   if (narrow) {
     m.narrow = static_cast<const uint16_t*>(tensors[2].data);
@@ -167,9 +203,13 @@ bool Parse(const PackedTensor* tensors, size_t count, int64_t rows, int64_t colu
 
 void Unpack(const Matrix& matrix, float* weight) {
   std::fill(weight, weight + matrix.rows * matrix.columns, 0.0f);
-  for (int64_t row = 0; row < matrix.rows; ++row) {
-    for (int64_t i = matrix.pointers[row]; i < matrix.pointers[row + 1]; ++i) {
-      weight[row * matrix.columns + matrix.Column(i)] = matrix.values[i];
+  for (int64_t line = 0; line < matrix.lines(); ++line) {
+    const int64_t first = line * matrix.block_rows;
+    const int64_t rows = std::min<int64_t>(matrix.block_rows, matrix.rows - first);
+    for (int64_t i = matrix.pointers[line]; i < matrix.pointers[line + 1]; ++i) {
+      for (int64_t r = 0; r < rows; ++r) {
+        weight[(first + r) * matrix.columns + matrix.Column(i)] = matrix.values[i * matrix.block_rows + r];
+      }
     }
   }
 }

@@ -13,7 +13,7 @@ constexpr int64_t kShortest = 64;
 constexpr int64_t kMostInputs = 1008;  // offsets are 16 bits
 
 int64_t TileDepth(const Matrix& matrix, int64_t spacing) {
-  const double row_nonzeros = static_cast<double>(matrix.nonzeros) / static_cast<double>(matrix.rows);
+  const double row_nonzeros = static_cast<double>(matrix.blocks) / static_cast<double>(matrix.lines());
   const double full = 1.1 * kMaxCount * static_cast<double>(matrix.columns) / std::max(row_nonzeros, 1.0);
   const int64_t useful = full < kMostInputs ? std::max(kShortest, static_cast<int64_t>(full)) : kMostInputs;
   const int64_t longest = std::min({kTileFloats / spacing, useful, kMostInputs});
@@ -30,37 +30,40 @@ struct Entry {
 
 }  // namespace
 
-PanelPlan::PanelPlan(const Matrix& matrix, int blocks, int64_t spacing)
-    : depth_(TileDepth(matrix, spacing)),
+PanelPlan::PanelPlan(const Matrix& matrix, int parts, int64_t spacing)
+    : block_rows_(matrix.block_rows),
+      depth_(TileDepth(matrix, spacing)),
       tiles_((matrix.columns + depth_ - 1) / depth_),
-      bounds_(BalancedBounds(matrix.pointers, matrix.rows, std::max(blocks, 1))) {
-  values_.reserve(static_cast<size_t>(matrix.nonzeros));
-  offsets_.reserve(static_cast<size_t>(matrix.nonzeros));
-  std::vector<int64_t> next(matrix.pointers, matrix.pointers + matrix.rows);
+      bounds_(BalancedBounds(matrix.pointers, matrix.lines(), std::max(parts, 1))) {
+  values_.reserve(static_cast<size_t>(matrix.blocks * block_rows_));
+  offsets_.reserve(static_cast<size_t>(matrix.blocks));
+  std::vector<int64_t> next(matrix.pointers, matrix.pointers + matrix.lines());
   for (int64_t tile = 0; tile < tiles_; ++tile) {
-    for (int block = 0; block < this->blocks(); ++block) {
-      AddSegment(matrix, tile * depth_, std::min((tile + 1) * depth_, matrix.columns), block, &next);
+    for (int part = 0; part < this->parts(); ++part) {
+      AddSegment(matrix, tile * depth_, std::min((tile + 1) * depth_, matrix.columns), part, &next);
     }
   }
 }
 
-void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t last_input, int block,
+void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t last_input, int part,
                            std::vector<int64_t>* next) {
   std::vector<Entry> entries;
-  for (int64_t row = first_row(block); row < last_row(block); ++row) {
-    int64_t& at = (*next)[static_cast<size_t>(row)];
-    const int64_t end = matrix.pointers[row + 1];
+  const int64_t first_line = bounds_[static_cast<size_t>(part)];
+  for (int64_t line = first_line; line < bounds_[static_cast<size_t>(part) + 1]; ++line) {
+    int64_t& at = (*next)[static_cast<size_t>(line)];
+    const int64_t end = matrix.pointers[line + 1];
     int64_t stop = at;
     while (stop < end && matrix.Column(stop) < last_input) ++stop;
     while (at < stop) {
       const int64_t count = std::min<int64_t>(stop - at, kMaxCount);
-      entries.push_back({static_cast<uint32_t>(row - first_row(block)), static_cast<uint32_t>(count), at});
+      entries.push_back(
+          {static_cast<uint32_t>((line - first_line) * block_rows_), static_cast<uint32_t>(count), at});
       at += count;
     }
   }
   std::stable_sort(entries.begin(), entries.end(),
                    [](const Entry& a, const Entry& b) { return a.count < b.count; });
-  Begin begin = {values_.size(), rows_.size(), classes_.size(), 0};
+  Begin begin = {offsets_.size(), rows_.size(), classes_.size(), 0};
   for (const Entry& entry : entries) {
     if (begin.class_count == 0 || classes_.back().count != entry.count) {
       classes_.push_back({entry.count, 0});
@@ -69,25 +72,29 @@ void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t la
     ++classes_.back().rows;
     rows_.push_back(entry.row);
     for (int64_t i = entry.first; i < entry.first + entry.count; ++i) {
-      values_.push_back(matrix.values[i]);
+      values_.insert(values_.end(), matrix.values + i * block_rows_, matrix.values + (i + 1) * block_rows_);
       offsets_.push_back(static_cast<uint16_t>(64 * (matrix.Column(i) - first_input)));
     }
   }
   begins_.push_back(begin);
 }
 
-int64_t PanelPlan::largest_block() const {
+int64_t PanelPlan::largest_part() const {
   int64_t largest = 0;
-  for (int block = 0; block < blocks(); ++block) {
-    largest = std::max(largest, last_row(block) - first_row(block));
+  for (int part = 0; part < parts(); ++part) {
+    largest = std::max(largest, last_row(part) - first_row(part));
   }
   return largest;
 }
 
-PanelSegment PanelPlan::Segment(int64_t tile, int block) const {
-  const Begin& begin = begins_[static_cast<size_t>(tile * blocks() + block)];
-  return {values_.data() + begin.value, offsets_.data() + begin.value, rows_.data() + begin.row,
-          classes_.data() + begin.row_class, begin.class_count};
+PanelSegment PanelPlan::Segment(int64_t tile, int part) const {
+  const Begin& begin = begins_[static_cast<size_t>(tile * parts() + part)];
+  return {values_.data() + begin.entry * static_cast<size_t>(block_rows_),
+          offsets_.data() + begin.entry,
+          rows_.data() + begin.row,
+          classes_.data() + begin.row_class,
+          begin.class_count,
+          block_rows_};
 }
 
 }  // namespace csr

@@ -1,7 +1,7 @@
 // How a packed weight is visited by the panel product.
 //
 // Inputs are cut into tiles whose panel stays in the first-level cache while all rows pass over it; inside a
-// tile rows are sorted by their number of non-zeros (see panel_body.h). Rows are cut into blocks with about
+// tile rows are sorted by their number of non-zeros (see panel_body.h). Rows are cut into parts with about
 // the same number of non-zeros, the units of work when there are fewer panels than threads.
 #ifndef SPARSIFY_KERNELS_CSR_PANEL_PLAN_H_
 #define SPARSIFY_KERNELS_CSR_PANEL_PLAN_H_
@@ -17,28 +17,30 @@ namespace csr {
 
 class PanelPlan {
  public:
-  // At most `blocks` blocks of rows, at least one; tiles fit panels with this spacing.
-  PanelPlan(const Matrix& matrix, int blocks, int64_t spacing);
+  // At most `parts` parts of the rows, at least one; tiles fit panels with this spacing.
+  PanelPlan(const Matrix& matrix, int parts, int64_t spacing);
 
   int64_t depth() const { return depth_; }  // inputs of a tile; the last may have fewer
   int64_t tiles() const { return tiles_; }
-  int blocks() const { return static_cast<int>(bounds_.size()) - 1; }
-  int64_t first_row(int block) const { return bounds_[static_cast<size_t>(block)]; }
-  int64_t last_row(int block) const { return bounds_[static_cast<size_t>(block) + 1]; }
-  int64_t largest_block() const;
-  PanelSegment Segment(int64_t tile, int block) const;
+  int parts() const { return static_cast<int>(bounds_.size()) - 1; }
+  int64_t first_row(int part) const { return bounds_[static_cast<size_t>(part)] * block_rows_; }
+  // A whole number of blocks, so it may lie beyond the last row of the weight.
+  int64_t last_row(int part) const { return bounds_[static_cast<size_t>(part) + 1] * block_rows_; }
+  int64_t largest_part() const;
+  PanelSegment Segment(int64_t tile, int part) const;
 
  private:
   struct Begin {
-    size_t value, row, row_class, class_count;
+    size_t entry, row, row_class, class_count;
   };
-  void AddSegment(const Matrix& matrix, int64_t first_input, int64_t last_input, int block,
+  void AddSegment(const Matrix& matrix, int64_t first_input, int64_t last_input, int part,
                   std::vector<int64_t>* next);
 
+  int block_rows_ = 1;
   int64_t depth_ = 0;
   int64_t tiles_ = 0;
-  std::vector<int64_t> bounds_;
-  std::vector<Begin> begins_;  // [tile][block]
+  std::vector<int64_t> bounds_;  // in block rows
+  std::vector<Begin> begins_;    // [tile][part]
   std::vector<float> values_;
   std::vector<uint16_t> offsets_;
   std::vector<uint32_t> rows_;

@@ -69,10 +69,10 @@ struct PanelTasks {
   PanelTasks(const PanelPlan& plan, int64_t total_columns, int threads)
       : columns(total_columns), panels((columns + kPanelColumns - 1) / kPanelColumns) {
     const bool even = panels % threads == 0 || panels >= 4 * threads;
-    parts = even ? 1 : plan.blocks();
+    parts = even ? 1 : plan.parts();
     workers = std::min<int64_t>(threads, panels * parts);
     const int64_t groups = std::min<int64_t>(kMaxGroups, (columns + kGroup - 1) / kGroup);
-    const int64_t rows = parts == 1 ? plan.last_row(plan.blocks() - 1) : plan.largest_block();
+    const int64_t rows = parts == 1 ? plan.last_row(plan.parts() - 1) : plan.largest_part();
     const int64_t row_bytes = kSpacing[groups] * static_cast<int64_t>(sizeof(float));
     tile_bytes = static_cast<size_t>(plan.depth() * row_bytes);
     worker_bytes = tile_bytes + static_cast<size_t>(rows * row_bytes);
@@ -92,7 +92,7 @@ struct PanelTasks {
 // zeros: stale denormals there would cost a hundred cycles each), Store(first_row, last_row, panel, groups)
 // writes finished sums.
 template <class Make>
-void RunPanels(const Isa& isa, const PanelPlan& plan, int64_t inputs, const PanelTasks& tasks,
+void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, const PanelTasks& tasks,
                const ParallelFor& parallel, void* scratch, Make make) {
   unsigned char* memory = AlignUp<unsigned char>(scratch);
   RunTasks(parallel, tasks.workers, tasks.panels * tasks.parts, [&](int64_t worker, int64_t task) {
@@ -102,21 +102,21 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, int64_t inputs, const Pane
     const int64_t columns = std::min(kPanelColumns, tasks.columns - first_column);
     const int groups = static_cast<int>((columns + kGroup - 1) / kGroup);
     const int64_t spacing = kSpacing[groups];
-    const int first_block = tasks.parts == 1 ? 0 : static_cast<int>(task % tasks.parts);
-    const int last_block = tasks.parts == 1 ? plan.blocks() : first_block + 1;
-    const int64_t first_row = plan.first_row(first_block);
-    const int64_t last_row = plan.last_row(last_block - 1);
+    const int first_part = tasks.parts == 1 ? 0 : static_cast<int>(task % tasks.parts);
+    const int last_part = tasks.parts == 1 ? plan.parts() : first_part + 1;
+    const int64_t first_row = plan.first_row(first_part);
+    const int64_t last_row = plan.last_row(last_part - 1);
     const auto ends = make(first_column, columns);
     std::memset(panel, 0, static_cast<size_t>((last_row - first_row) * spacing) * sizeof(float));
     for (int64_t t = 0; t < plan.tiles(); ++t) {
       const int64_t first_input = t * plan.depth();
-      ends.Pack(first_input, std::min(plan.depth(), inputs - first_input), tile, groups);
-      for (int block = first_block; block < last_block; ++block) {
-        isa.multiply(plan.Segment(t, block), tile, panel + (plan.first_row(block) - first_row) * spacing,
+      ends.Pack(first_input, std::min(plan.depth(), matrix.columns - first_input), tile, groups);
+      for (int part = first_part; part < last_part; ++part) {
+        isa.multiply(plan.Segment(t, part), tile, panel + (plan.first_row(part) - first_row) * spacing,
                      groups);
       }
     }
-    ends.Store(first_row, last_row, panel, groups);
+    ends.Store(first_row, std::min(last_row, matrix.rows), panel, groups);
   });
 }
 

@@ -78,15 +78,17 @@ LaneGroup GatherLanes(const Matrix& matrix, int64_t first_row) {
   const int64_t lanes = std::min<int64_t>(kLanes, matrix.rows - first_row);
   LaneGroup group;
   int64_t at[kLanes];
-  for (int64_t lane = 0; lane < lanes; ++lane) at[lane] = matrix.pointers[first_row + lane];
+  const int64_t block_rows = matrix.block_rows;
+  for (int64_t lane = 0; lane < lanes; ++lane) at[lane] = matrix.pointers[(first_row + lane) / block_rows];
   for (int64_t input = 0; input < matrix.columns; input += kBlock) {
     std::vector<Nonzero> members;
     uint32_t counts[kLanes] = {};
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      const int64_t end = matrix.pointers[first_row + lane + 1];
+      const int64_t row = first_row + lane;
+      const int64_t end = matrix.pointers[row / block_rows + 1];
       for (; at[lane] < end && matrix.Column(at[lane]) < input + kBlock; ++at[lane]) {
         members.push_back({static_cast<uint32_t>(lane), static_cast<uint32_t>(matrix.Column(at[lane])),
-                           matrix.values[at[lane]]});
+                           matrix.values[at[lane] * block_rows + row % block_rows]});
         ++counts[lane];
       }
     }

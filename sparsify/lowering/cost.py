@@ -1,63 +1,85 @@
-"""Decides without measuring whether a node is faster sparse.
+"""Decides without measuring whether a node is faster sparse, and in which layout.
 
-A node is a product of a weight [out, k] with `columns` columns (rows of activations, output pixels):
+A node is a product of a weight [out, k] with `columns` columns (rows of activations, output pixels). On one
+thread
 
-    dense  = max(2 · out · k · columns / DENSE_RATE, 4 · out · k / STREAM)
-    sparse = call + pack · (k + out) · columns + 2 · nonzeros · columns / speed
+    dense  = max(2 · out · k · columns / dense rate, 4 · out · k / stream)
+    sparse = call + pack · (k + out) · columns + max(2 · stored · columns / speed, bytes / stream)
     speed  = rate · columns / (columns + half)
 
-Only ratios of these decide, and they carry over between machines better than times do; `tune` measures
-where that is not good enough.
+with the numbers of `kernel_costs` and `stored` the entries that the layout keeps, zeros inside blocks
+included. Several threads share everything but the call. `tune` measures where that is not good enough.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.graph import Graph
-
-DENSE_RATE = 125.0  # FLOP/ns of ONNX Runtime's matrix products and convolutions
-STREAM = 22.0  # bytes/ns at which dense weights are read when they are used once
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What the csr kernels of one operator cost.
-
-    Attributes:
-        call: ns that a node costs whatever its size.
-        pack: ns an element of input or output that is brought into panels and back.
-        rate: FLOP/ns on many columns.
-        half: Columns at which half of that is reached.
-    """
-
-    call: float
-    pack: float
-    rate: float
-    half: float
-
-
-# Fitted to one thread of an AVX-512 server core (2 FMA units, 2.5 GHz), float32, beside ONNX Runtime 1.31 in
-# the same process. LINEAR: layers 32…2048 wide with 1, 16, 128 rows, densities 0.05…0.5, with an earlier
-# version of the kernels, whose part for linear layers has changed little since. CONV: 16 shapes, among them
-# ResNet-50's 3×3 convolutions of stride 1 and maps of 4×4 and 8×8, 1×1 and 3×3, batch 1, 8 and 64, densities
-# 0.1, 0.25, 0.5: 92 times, which it meets within a quarter (root mean square of the logarithm). DENSE_RATE
-# was left as it was: dense convolutions on small maps run at 60…100. Of these 92 comparisons the rule makes
-# 49 sparse, the slowest of them 1.14× as fast as dense; of the others 19 would have gained 1.15× or more.
-LINEAR = Kernel(call=4e3, pack=0.45, rate=85.0, half=14.0)
-CONV = Kernel(call=10e3, pack=0.30, rate=75.0, half=8.0)
+from sparsify.lowering.kernel_costs import (
+    COSTS,
+    EVENNESS,
+    FORK,
+    NEAR,
+    STEP,
+    STREAM,
+    STREAM_NEAR,
+    InstructionSet,
+)
+from sparsify.runtime import layouts
+from sparsify.runtime.environment import cores
+from sparsify.runtime.library import selected_kernel
 
 WORTHWHILE = 1.1
 """Estimated speedup from which a node becomes sparse: the mean over what its columns may be."""
 
-ACCEPTABLE = 0.95
+ACCEPTABLE = 1.0
 """Estimated speedup that a sparse node must keep at every number of columns."""
+
+FILL = 1.25
+"""A layout is looked at where it stores at most so many entries for each non-zero."""
 
 _ROWS = (1, 16, 128)
 _SEQUENCE_ROWS = (16, 128, 1024)
 _SIDE = 14
+_NEARLY_FULL = 0.995
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a decision is made for.
+
+    Attributes:
+        kernel: Instruction set of the kernels, by its name in the kernel table.
+        threads: Threads within an operator.
+    """
+
+    kernel: str = "avx512"
+    threads: int = 1
+
+    @classmethod
+    def here(cls, threads: int | None = None) -> Machine:
+        """This machine.
+
+        Args:
+            threads: Threads within an operator; None for what ONNX Runtime would take, all cores.
+
+        Raises:
+            RuntimeLibraryError: The native library is missing.
+        """
+        return cls(selected_kernel(), threads or cores())
+
+    @property
+    def costs(self) -> InstructionSet:
+        """Its row of the cost table."""
+        return COSTS.get(self.kernel, COSTS["scalar"])
 
 
 @dataclass(frozen=True)
@@ -73,65 +95,157 @@ class Decision:
     reason: str
 
 
-def decide(candidate: Candidate, graph: Graph, *, forced: str | None = None) -> Decision:
-    """Chooses between dense and csr.
+def storage(candidate: Candidate) -> dict[str, int]:
+    """Entries that each applicable layout stores of a candidate's weight, csr first.
+
+    A layout is applicable where it stores at most `FILL` entries for each non-zero. Wider blocks never store
+    fewer, so the first that store too many end the search.
+    """
+    nonzeros = int(np.count_nonzero(candidate.weight))
+    counts = {"csr": nonzeros}
+    for layout in sorted(layouts.LAYOUTS, key=layouts.block_rows):
+        if layout != "csr":
+            count = layouts.stored(candidate.weight, layout)
+            if count > FILL * nonzeros:
+                break
+            counts[layout] = count
+    return counts
+
+
+def decide(
+    candidate: Candidate,
+    graph: Graph,
+    machine: Machine,
+    *,
+    forced: str | None = None,
+    shapes: Sequence[Shapes] = (),
+) -> Decision:
+    """Chooses between dense and the layouts that fit the weight.
 
     Args:
         candidate: A matched node.
         graph: The indexed graph, for sizes of values.
+        machine: Instruction set and threads to decide for.
         forced: Layout to take whatever the estimate says, or "dense".
+        shapes: Shapes of the graph's values at the sizes to decide for; without them, what the file says.
     """
     if forced is not None:
         return Decision(None if forced == "dense" else forced, f"{forced} was asked for")
-    sizes = columns(candidate, graph)
-    gains = [speedup(candidate, size) for size in sizes]
-    gain = math.exp(sum(map(math.log, gains)) / len(gains))
     density = candidate.density
-    span = " to ".join(str(size) for size in sorted({sizes[0], sizes[-1]}))
-    where = f"at density {density:.2f} on {span} columns"
-    if gain >= WORTHWHILE and min(gains) >= ACCEPTABLE:
-        return Decision("csr", f"estimated {gain:.1f}× as fast as dense {where}")
-    if speedup(candidate, sizes[-1], density=0.0) < WORTHWHILE:
-        return Decision(None, f"too small: the call would cost more than the zeros save, {where}")
-    return Decision(None, f"estimated {min(gain, *gains):.2f}× as fast as dense {where}")
+    if density > _NEARLY_FULL:
+        return Decision(None, f"its weight has next to no zeros (density {density:.2f})")
+    sizes = columns(candidate, graph, shapes)
+    where = f"at density {density:.2f} on {_span(candidate, sizes)}"
+    kernels = _kernel_layouts(candidate, machine)
+    gains = {
+        layout: [speedup(candidate, size, machine, layout=layout, stored=count) for size in sizes]
+        for layout, count in storage(candidate).items()
+        if layout in kernels
+    }
+    best = max(gains, key=lambda layout: _mean(gains[layout]))
+    others = ", ".join(f"{name} {_mean(gains[name]):.1f}×" for name in gains if name != best)
+    if _pays(gains[best]):
+        reason = f"estimated {_mean(gains[best]):.1f}× as fast as dense as {best} {where}"
+        return Decision(best, reason + (f" ({others})" if others else ""))
+    return Decision(None, _why_dense(candidate, machine, sizes, gains[best], where))
 
 
-def speedup(candidate: Candidate, size: int, *, density: float | None = None) -> float:
+def _why_dense(
+    candidate: Candidate, machine: Machine, sizes: Sequence[int], gains: Sequence[float], where: str
+) -> str:
+    if speedup(candidate, sizes[-1], machine, stored=0) < WORTHWHILE:
+        return f"too small: the call would cost more than the zeros save, {where}"
+    if _mean(gains) >= WORTHWHILE:
+        worst = min(range(len(sizes)), key=lambda index: gains[index])
+        slow = f"{gains[worst]:.2f}× as fast as dense on {_span(candidate, sizes[worst : worst + 1])}"
+        return f"estimated {slow}, though faster on others, {where}"
+    said = f"estimated {_mean(gains):.2f}× as fast as dense {where}"
+    enough = next((share for share in range(60, 0, -5) if _would_pay(candidate, machine, sizes, share)), None)
+    return said + ("" if enough is None else f"; it would pay from a density of about {enough / 100:.2f}")
+
+
+def _would_pay(candidate: Candidate, machine: Machine, sizes: Sequence[int], percent: int) -> bool:
+    stored = percent * candidate.weight.size // 100
+    return _pays([speedup(candidate, size, machine, stored=stored) for size in sizes])
+
+
+def _pays(gains: Sequence[float]) -> bool:
+    return _mean(gains) >= WORTHWHILE and min(gains) >= ACCEPTABLE
+
+
+def _mean(gains: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, gains)) / len(gains))
+
+
+def _span(candidate: Candidate, sizes: Sequence[int]) -> str:
+    what = "rows" if candidate.geometry is None else "pixels"
+    first, last = min(sizes), max(sizes)
+    if first == last:
+        return f"{first} {what.removesuffix('s') if first == 1 else what}"
+    return f"{first} to {last} {what}"
+
+
+def _kernel_layouts(candidate: Candidate, machine: Machine) -> frozenset[str]:
+    costs = machine.costs
+    return frozenset(costs.linear if candidate.geometry is None else costs.conv)
+
+
+def speedup(
+    candidate: Candidate, size: int, machine: Machine, *, layout: str = "csr", stored: int | None = None
+) -> float:
     """Estimated dense time over sparse time.
 
     Args:
         candidate: A matched node.
         size: Number of columns.
-        density: Another density than the weight's.
+        machine: Instruction set and threads.
+        layout: A layout that the instruction set has numbers for.
+        stored: Entries that the layout stores; those of the weight if not given.
     """
     outputs, *taps = (int(dim) for dim in candidate.weight.shape)
     k = math.prod(taps)
-    kept = candidate.density if density is None else density
-    dense = max(2.0 * outputs * k * size / DENSE_RATE, 4.0 * outputs * k / STREAM)
-    kernel = LINEAR if candidate.geometry is None else CONV
-    speed = kernel.rate * size / (size + kernel.half)
-    sparse = kernel.call + kernel.pack * (k + outputs) * size + 2.0 * kept * outputs * k * size / speed
-    return dense / sparse
+    entries = layouts.stored(candidate.weight, layout) if stored is None else stored
+    costs = machine.costs
+    kernel = (costs.linear if candidate.geometry is None else costs.conv)[layout]
+    dense = max(2.0 * outputs * k * size / costs.dense, _stream(4.0 * outputs * k))
+    paid = -(-size // kernel.group) * kernel.group
+    speed = kernel.rate * paid / (paid + kernel.half)
+    read = _stream((4.0 + 2.0 / layouts.block_rows(layout)) * entries)
+    sparse = kernel.pack * (k + outputs) * size + max(2.0 * entries * paid / speed, read)
+    sparse += STEP * size * (int(taps[0]) * len(candidate.before) + outputs * len(candidate.after))
+    if machine.threads == 1:
+        return dense / (kernel.call + sparse)
+    return (FORK + dense / machine.threads) / (kernel.call + FORK + sparse / (EVENNESS * machine.threads))
 
 
-def columns(candidate: Candidate, graph: Graph) -> tuple[int, ...]:
+def _stream(size: float) -> float:
+    """ns that reading a weight of so many bytes takes."""
+    return size / (STREAM_NEAR if size <= NEAR else STREAM)
+
+
+def columns(candidate: Candidate, graph: Graph, shapes: Sequence[Shapes] = ()) -> tuple[int, ...]:
     """Numbers of columns that a node may see, smallest first; one where the shapes are in the file.
 
     Args:
         candidate: A matched node.
         graph: The indexed graph.
+        shapes: Shapes of the graph's values at the sizes that matter, where they are given.
     """
-    if candidate.geometry is not None:
-        return (_pixels(graph.shapes.get(graph.nodes[candidate.index].output[0], ())),)
-    shape = graph.shapes.get(candidate.x, (None, None))[:-1]
+    value = graph.nodes[candidate.index].output[0]
+    outputs = int(candidate.weight.shape[0])
+    given = {max(1, math.prod(at[value]) // outputs) for at in shapes if value in at}
+    if given:
+        return tuple(sorted(given))
+    rank = 4 if candidate.op == "Conv" else 2
+    shape: list[int | str | None] = list(graph.shapes.get(value, (None,) * rank))
+    if candidate.axis <= len(shape):
+        shape.pop(-candidate.axis)
+    if candidate.op == "Conv":
+        batch, *sides = shape
+        pixels = [side if isinstance(side, int) else _SIDE for side in sides]
+        return (max(1, math.prod([batch if isinstance(batch, int) else 1, *pixels])),)
     known = math.prod(dim for dim in shape if isinstance(dim, int))
     if all(isinstance(dim, int) for dim in shape):
         return (max(1, known),)
     rows = _SEQUENCE_ROWS if len(shape) > 1 else _ROWS
     return tuple(known * count for count in rows)
-
-
-def _pixels(shape: tuple[int | str | None, ...]) -> int:
-    batch = shape[0] if shape and isinstance(shape[0], int) else 1
-    sides = [dim if isinstance(dim, int) else _SIDE for dim in shape[2:]] or [_SIDE, _SIDE]
-    return max(1, batch * math.prod(sides))

@@ -18,9 +18,6 @@ Array = np.ndarray
 SIZES: tuple[tuple[int, int], ...] = ((2, 16), (1, 16), (1, 64), (1, 224), (1, 1))
 """Sizes tried in turn for symbolic dimensions: (the first dimension's symbol, every other symbol)."""
 
-TUNED_SIZES = (1, 128)
-"""Sizes of symbolic dimensions that speed is measured at."""
-
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -29,7 +26,14 @@ _ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 
-def random_inputs(graph: Graph, *, batch: int = 2, other: int = 16, seed: int = 0) -> dict[str, Array]:
+def random_inputs(
+    graph: Graph,
+    *,
+    batch: int = 2,
+    other: int = 16,
+    symbols: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> dict[str, Array]:
     """Draws one input for every graph input without a default.
 
     What is drawn, `runtime.feeds.draw` says.
@@ -38,6 +42,7 @@ def random_inputs(graph: Graph, *, batch: int = 2, other: int = 16, seed: int = 
         graph: The indexed graph.
         batch: Size of the symbol that is the first dimension of the first input.
         other: Size of all other symbolic or unknown dimensions.
+        symbols: Sizes of dimensions by symbol, before `batch` and `other`.
         seed: Seed of the generator.
 
     Raises:
@@ -45,7 +50,7 @@ def random_inputs(graph: Graph, *, batch: int = 2, other: int = 16, seed: int = 
     """
     generator = np.random.default_rng(seed)
     values: dict[str, Array] = {}
-    symbols: dict[str, int] = {}
+    known = dict(symbols or {})
     for value in graph.model.graph.input:
         if value.name in graph.overridable:
             continue
@@ -55,7 +60,7 @@ def random_inputs(graph: Graph, *, batch: int = 2, other: int = 16, seed: int = 
                 f"input {value.name!r} is no tensor of numbers: pass example inputs with inputs=…"
             )
         shape = [
-            _size(dim, position, symbols, batch, other)
+            _size(dim, position, known, batch, other)
             for position, dim in enumerate(graph.shapes.get(value.name, ()))
         ]
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))

@@ -7,24 +7,18 @@ from pathlib import Path
 
 import onnx
 
-from sparsify.errors import UserError
-from sparsify.lowering.candidate import Array, Candidate, LeftAlone
-from sparsify.lowering.cost import Decision, decide
-from sparsify.lowering.epilogue import fuse
+from sparsify.lowering.candidate import Array, Candidate
+from sparsify.lowering.cost import Decision
+from sparsify.lowering.decisions import Match, Request, choose, decide_all, silent
 from sparsify.lowering.graph import Graph
-from sparsify.lowering.inputs import SIZES, TUNED_SIZES, random_inputs, shapes_on
 from sparsify.lowering.matching import match_all
 from sparsify.lowering.model_file import read_model, staged, stored_bytes
 from sparsify.lowering.parity import compare
 from sparsify.lowering.report import LayerReport, LowerReport, NodeCounts
 from sparsify.lowering.rewrite import Packer, rewrite
-from sparsify.lowering.tune import measure, take_back
+from sparsify.lowering.tune import Progress
+from sparsify.lowering.workload import reference_run
 from sparsify.runtime import Session
-
-LAYOUTS = ("csr", "dense")
-"""What a caller may force."""
-
-_SILENT = 4  # inputs that do not fit are expected here, and reported if none does
 
 
 def lower(
@@ -34,6 +28,11 @@ def lower(
     tune: bool = False,
     layout: str | None = None,
     inputs: Mapping[str, Array] | None = None,
+    threads: int | None = None,
+    batches: Sequence[int] = (),
+    sizes: Mapping[str, int] | None = None,
+    cache: bool = True,
+    progress: Progress = silent,
 ) -> LowerReport:
     """Replaces nodes with zeros in their weights by sparse operators where that is faster.
 
@@ -41,8 +40,14 @@ def lower(
         src: Any ONNX file.
         dst: File to write; may be `src`. It appears whole or not at all.
         tune: Decide by measuring on this machine, ending with the whole file against its dense self.
-        layout: "csr" makes every node sparse that can be, "dense" none; None decides node by node.
-        inputs: Example inputs for the check at the end; drawn at random when not given.
+        layout: A layout of `runtime.layouts.LAYOUTS` makes every node sparse that can be, "dense" none; None
+            decides node by node.
+        inputs: Example inputs for the check at the end, and to tune on; drawn at random when not given.
+        threads: Threads within an operator to decide for; all cores when not given.
+        batches: Batch sizes to decide for. When not given: what the file says, or with `tune` 1 and 8.
+        sizes: Sizes of other free dimensions by symbol; 128 with `tune` where not given.
+        cache: Whether `tune` keeps its times on disk (`$SPARSIFY_CACHE`) and looks them up there.
+        progress: Called by `tune` with what is being done, how many of it are done, and how many there are.
 
     Returns:
         What became of every weight-bearing node, and the largest difference between the two files' outputs.
@@ -52,71 +57,19 @@ def lower(
         ParityError: The two files' outputs differ by more than rounding explains.
     """
     source, target = Path(src), Path(dst)
-    if layout is not None and layout not in LAYOUTS:
-        raise UserError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+    request = Request(
+        tune, layout, inputs, threads, tuple(batches), dict(sizes or {}), cache=cache, progress=progress
+    )
     graph = Graph(read_model(source))
     matches = match_all(graph)
     packer = Packer()
-    if tune and layout is None:
-        decisions = _measured(graph, source, matches, inputs, packer)
-    else:
-        candidates = [match for match in matches if isinstance(match, Candidate)]
-        decisions = {match.index: decide(match, graph, forced=layout) for match in candidates}
+    decisions = decide_all(graph, source, matches, packer, request)
     chosen = choose(graph, matches, decisions)
     model = rewrite(graph, chosen, packer) if chosen else graph.model
     with staged(model, target) as beside:
         error = _check(graph, source, beside, inputs) if chosen else 0.0
-    return _report(matches, decisions, error, stored_bytes(target))
-
-
-def _measured(
-    graph: Graph,
-    source: Path,
-    matches: Sequence[Candidate | LeftAlone],
-    inputs: Mapping[str, Array] | None,
-    packer: Packer,
-) -> dict[int, Decision]:
-    """Decisions from measurements of every candidate, then of the whole file."""
-    feeds, _ = reference_run(graph, source, inputs, sizes=(TUNED_SIZES, *SIZES))
-    every = {m.index: Decision("csr", "measured") for m in matches if isinstance(m, Candidate)}
-    fused = choose(graph, matches, every)
-    measured = measure(graph, [fused[index][0] for index in every], shapes_on(graph, feeds), packer)
-    decisions = {
-        m.index: measured[m.index].decision if m.index in measured else decide(m, graph)
-        for m in matches
-        if isinstance(m, Candidate)
-    }
-    kept, said = take_back(graph, source, choose(graph, matches, decisions), measured, feeds, packer)
-    for index, decision in decisions.items():
-        if decision.layout is not None and index not in kept:
-            decisions[index] = Decision(None, f"taken back, with it the whole was slower ({decision.reason})")
-        elif index in kept:
-            decisions[index] = Decision(decision.layout, f"{decision.reason}; {said}")
-    return decisions
-
-
-def choose(
-    graph: Graph, matches: Sequence[Candidate | LeftAlone], decisions: Mapping[int, Decision]
-) -> dict[int, tuple[Candidate, str]]:
-    """Fuses what follows into every candidate that becomes sparse.
-
-    Args:
-        graph: Index of the source model.
-        matches: All matches, in the file's order.
-        decisions: Decision by the candidate's index.
-
-    Returns:
-        Fused candidate and layout by index; no node is taken in twice.
-    """
-    chosen: dict[int, tuple[Candidate, str]] = {}
-    taken: set[int] = set()
-    for match in reversed(matches):  # of two branches that meet in an Add, the later one takes it in
-        layout = decisions[match.index].layout if isinstance(match, Candidate) else None
-        if isinstance(match, Candidate) and layout is not None:
-            fused = fuse(graph, match, taken)
-            taken.update(fused.consumed)
-            chosen[match.index] = (fused, layout)
-    return chosen
+    layers = layer_reports(matches, decisions)
+    return LowerReport(count_nodes(layers), error, stored_bytes(target), layers)
 
 
 def _check(graph: Graph, source: Path, lowered: Path, inputs: Mapping[str, Array] | None) -> float:
@@ -126,52 +79,28 @@ def _check(graph: Graph, source: Path, lowered: Path, inputs: Mapping[str, Array
     return compare(expected, actual, what="lowered model against its source")
 
 
-def reference_run(
-    graph: Graph,
-    source: Path,
-    inputs: Mapping[str, Array] | None,
-    *,
-    sizes: Sequence[tuple[int, int]] = SIZES,
-) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-    """Runs the source on the given inputs, or on random ones of sizes that it accepts.
+def layer_reports(matches: Sequence[Match], decisions: Mapping[int, Decision]) -> tuple[LayerReport, ...]:
+    """What became of every weight-bearing node, in the file's order.
 
-    Returns:
-        The inputs and the outputs.
-
-    Raises:
-        UserError: ONNX Runtime cannot open the file, or not run it on any inputs that were tried.
+    Args:
+        matches: All matches.
+        decisions: Decision by the candidate's index.
     """
-    session = Session(source, log_severity_level=_SILENT)
-    if inputs is not None:
-        return inputs, session.run(inputs)
-    problem: UserError | None = None
-    tried: list[list[tuple[int, ...]]] = []
-    for batch, other in sizes:
-        feeds = random_inputs(graph, batch=batch, other=other)
-        shapes = [value.shape for value in feeds.values()]
-        if shapes in tried:
-            continue
-        tried.append(shapes)
-        try:
-            return feeds, session.run(feeds)
-        except UserError as error:
-            problem = problem or error
-    raise UserError(
-        f"{source}: no random inputs that it runs on were found; pass example ones with inputs=… ({problem})"
-    )
-
-
-def _report(
-    matches: Sequence[Candidate | LeftAlone], decisions: Mapping[int, Decision], error: float, size: int
-) -> LowerReport:
     layers = []
     for match in matches:
         if isinstance(match, Candidate):
             decision = decisions[match.index]
-            layout, reason, shape = decision.layout, decision.reason, tuple(match.weight.shape)
+            layout, reason = decision.layout, decision.reason
         else:
-            layout, reason, shape = match.layout, match.reason, match.shape
+            layout, reason = match.layout, match.reason
         kind = "dense" if layout is None else "sparse"
-        layers.append(LayerReport(match.node, match.op, shape, match.density, layout, kind, reason))
+        layers.append(
+            LayerReport(match.node, match.op, tuple(match.shape), match.density, layout, kind, reason)
+        )
+    return tuple(layers)
+
+
+def count_nodes(layers: Sequence[LayerReport]) -> NodeCounts:
+    """Sparse and dense nodes of a report."""
     sparse = sum(layer.decision == "sparse" for layer in layers)
-    return LowerReport(NodeCounts(sparse, len(layers) - sparse), error, size, tuple(layers))
+    return NodeCounts(sparse, len(layers) - sparse)

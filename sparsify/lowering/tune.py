@@ -1,210 +1,225 @@
 """Decides by measuring: each node against its dense self, then the whole file against its source.
 
 ONNX Runtime treats a dense neighbourhood better than the sum of its nodes (fusions, the NCHWc layout of
-convolutions), so nodes that win alone may lose together. The last word is therefore the whole model's: as
-long as it is slower than its source, the nodes that gained least are taken back.
+convolutions), so nodes that win alone may lose together. The last word is therefore the whole model's: while
+it is slower than its source at any size, the nodes that gained least are taken back, and on from there for
+as long as that makes it faster still.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnx
-from onnx import helper, numpy_helper
-
 from sparsify.lowering.candidate import Array, Candidate
-from sparsify.lowering.cost import Decision
+from sparsify.lowering.cost import Decision, Machine, storage
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.model_file import staged
-from sparsify.lowering.rewrite import VERSION, NewConstants, Packer, rewrite, sparse_node
+from sparsify.lowering.node_timing import NodeTimes, time_node
+from sparsify.lowering.rewrite import Packer, rewrite
+from sparsify.lowering.tuning_cache import TuningCache, describe
 from sparsify.runtime import Session
-from sparsify.runtime.session import DOMAIN
 from sparsify.runtime.timing import interleave
 
-NODE_SECONDS = 0.15
-"""Time for each side of a node's comparison."""
-
 FILE_SECONDS = 1.5
-"""Time for each side of the whole file's comparison."""
+"""Time for each side of the whole file's comparison, at each size."""
 
-_WORTHWHILE = 0.97
-_NOT_SLOWER = 1.0
+WORTHWHILE = 0.97
+"""Share of dense time that a sparse node may take, in the mean over sizes."""
+
+NOT_SLOWER = 1.0
+"""Share of dense time that a node or a file may take at any one size."""
+
+_FASTER_STILL = 0.98
+
+Chosen = Mapping[int, tuple[Candidate, str]]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of it are done, and how many there are."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Times of one node.
+    """Times of one node at every size.
 
     Attributes:
-        dense: Median seconds of the nodes that the candidate replaces.
-        sparse: Median seconds of the sparse node.
-        shape: Shape of the input that it was measured on.
+        times: One entry a size.
     """
 
-    dense: float
-    sparse: float
-    shape: tuple[int, ...]
+    times: tuple[NodeTimes, ...]
+
+    def share(self, layout: str) -> float:
+        """Sparse time over dense time, in the geometric mean over sizes."""
+        shares = [math.log(at.sparse[layout] / at.dense) for at in self.times]
+        return math.exp(sum(shares) / len(shares))
 
     @property
-    def gain(self) -> float:
-        """Seconds a call that the sparse node saves."""
-        return self.dense - self.sparse
+    def best(self) -> str:
+        """The fastest layout."""
+        return min(self.times[0].sparse, key=self.share)
+
+    def gain(self, layout: str) -> float:
+        """Seconds that the sparse node saves, over all sizes together."""
+        return sum(at.dense - at.sparse[layout] for at in self.times)
 
     @property
     def decision(self) -> Decision:
-        """Sparse where that is worthwhile, with the times as the reason."""
-        times = f"{1e6 * self.sparse:.0f} µs sparse, {1e6 * self.dense:.0f} µs dense on {list(self.shape)}"
-        return Decision("csr" if self.sparse < _WORTHWHILE * self.dense else None, f"measured: {times}")
+        """The fastest layout where it is worthwhile, with the times as the reason."""
+        fast = [
+            layout
+            for layout in self.times[0].sparse
+            if all(at.sparse[layout] <= NOT_SLOWER * at.dense for at in self.times)
+            and self.share(layout) < WORTHWHILE
+        ]
+        layout = min(fast, key=self.share) if fast else None
+        return Decision(layout, "measured: " + "; ".join(self._said(at) for at in self.times))
+
+    @staticmethod
+    def _said(at: NodeTimes) -> str:
+        sparse = ", ".join(f"{layout} {1e6 * seconds:.0f} µs" for layout, seconds in at.sparse.items())
+        return f"{sparse}, dense {1e6 * at.dense:.0f} µs on {list(at.shape)}"
 
 
 def measure(
-    graph: Graph, candidates: Sequence[Candidate], shapes: Mapping[str, tuple[int, ...]], packer: Packer
+    graph: Graph,
+    candidates: Sequence[Candidate],
+    sizes: Sequence[Mapping[str, tuple[int, ...]]],
+    packer: Packer,
+    *,
+    machine: Machine,
+    cache: TuningCache,
+    progress: Progress,
 ) -> dict[int, Measured]:
-    """Times candidates; those of equal shape, density and fusions are measured once.
+    """Times candidates in every applicable layout; those that the cache knows, or of one kind, not again.
 
     Args:
         graph: Index of the source model.
         candidates: Fused candidates.
-        shapes: Input shape by value name; candidates whose input is not in it are left out.
+        sizes: Shapes of the graph's values, for every size to measure at; candidates whose input is not in
+            them are left out.
         packer: Keeps packed weights.
+        machine: Threads to measure with.
+        cache: What was measured before.
+        progress: Told of every candidate.
     """
-    known: dict[tuple[object, ...], Measured] = {}
     measured: dict[int, Measured] = {}
-    for candidate in candidates:
-        if candidate.x not in shapes:
-            continue
-        shape = shapes[candidate.x]
-        key = (*_signature(candidate), shape)
-        if key not in known:
-            known[key] = _measure(graph, candidate, shape, packer)
-        measured[candidate.index] = known[key]
+    for done, candidate in enumerate(candidates):
+        progress("measuring nodes", done, len(candidates))
+        counts = storage(candidate)
+        times = []
+        for shapes in sizes:
+            at = _times(graph, candidate, counts, shapes, packer, machine, cache)
+            if at is not None:
+                times.append(at)
+        if times:
+            measured[candidate.index] = Measured(tuple(times))
+    progress("measuring nodes", len(candidates), len(candidates))
     return measured
+
+
+def _times(
+    graph: Graph,
+    candidate: Candidate,
+    counts: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
+    packer: Packer,
+    machine: Machine,
+    cache: TuningCache,
+) -> NodeTimes | None:
+    if candidate.x not in shapes:
+        return None
+    about = describe(graph, candidate, counts, shapes)
+    known = cache.get(about, {"dense", *counts})
+    if known is not None:
+        return NodeTimes(shapes[candidate.x], known["dense"], {layout: known[layout] for layout in counts})
+    times = time_node(graph, candidate, list(counts), shapes, packer, threads=machine.threads)
+    if times is not None:
+        cache.put(about, {"dense": times.dense, **times.sparse})
+    return times
 
 
 def take_back(
     graph: Graph,
     source: Path,
-    chosen: Mapping[int, tuple[Candidate, str]],
+    chosen: Chosen,
     measured: Mapping[int, Measured],
-    feeds: Mapping[str, Array],
+    feeds: Sequence[Mapping[str, Array]],
     packer: Packer,
+    *,
+    machine: Machine,
+    progress: Progress,
 ) -> tuple[dict[int, tuple[Candidate, str]], str]:
-    """Takes nodes back until the whole file is not slower than its source.
+    """Takes nodes back until the whole file is not slower than its source at any size.
+
+    Once it is not, nodes are taken back for as long as that makes the file faster still.
 
     Args:
         graph: Index of the source model.
         source: The source file.
         chosen: Fused candidates and layouts by index.
         measured: Times by index.
-        feeds: Inputs to time the whole on.
+        feeds: Inputs to time the whole on, for every size.
         packer: Keeps packed weights.
+        machine: Threads to measure with.
+        progress: Told of every comparison.
 
     Returns:
-        The nodes that stay sparse, and what the last comparison said.
+        The nodes that stay sparse, and what the deciding comparison said.
     """
-    kept = dict(chosen)
     order = sorted(
-        kept, key=lambda index: measured[index].dense - measured[index].sparse if index in measured else 0
+        chosen, key=lambda index: measured[index].gain(chosen[index][1]) if index in measured else 0.0
     )
-    said = "nothing was faster sparse"
-    while kept:
-        dense, sparse = _compare_files(graph, source, kept, feeds, packer)
-        said = f"whole file: {1e3 * sparse:.2f} ms, source {1e3 * dense:.2f} ms"
-        if sparse <= _NOT_SLOWER * dense:
+    best: dict[int, tuple[Candidate, str]] = {}
+    said, least, rounds = "nothing was faster sparse", NOT_SLOWER, 0
+    while order:
+        progress("measuring the whole file", rounds, rounds + 1)
+        kept = {index: chosen[index] for index in order}
+        times = compare_files(graph, source, kept, feeds, packer, machine=machine)
+        shares = [sparse / dense for dense, sparse in times]
+        mean = math.exp(sum(map(math.log, shares)) / len(shares))
+        if best and mean > _FASTER_STILL * least:
             break
-        for index in order[: math.ceil(len(order) / 4)]:
-            del kept[index]
+        if max(shares) <= NOT_SLOWER:
+            best, least = kept, mean
+            said = "whole file: " + "; ".join(
+                f"{1e3 * sparse:.2f} ms, source {1e3 * dense:.2f} ms" for dense, sparse in times
+            )
+        elif not best:
+            said = "the whole file was slower with any nodes sparse"
         order = order[math.ceil(len(order) / 4) :]
-    return kept, said
+        rounds += 1
+    return best, said
 
 
-def _signature(candidate: Candidate) -> tuple[object, ...]:
-    fused = (candidate.bias is not None, candidate.residual is not None, candidate.activation)
-    return (candidate.weight.shape, round(candidate.density, 2), candidate.geometry, *fused)
-
-
-def _measure(graph: Graph, candidate: Candidate, shape: tuple[int, ...], packer: Packer) -> Measured:
-    generator = np.random.default_rng(0)
-    feeds = {candidate.x: generator.standard_normal(shape, dtype=np.float32)}
-    if candidate.residual is not None:
-        feeds[candidate.residual] = generator.standard_normal(
-            _output_shape(candidate, shape), dtype=np.float32
-        )
-    sessions = [
-        Session(model.SerializeToString())
-        for model in (_dense_alone(graph, candidate, feeds), _sparse_alone(candidate, feeds, packer))
-    ]
-    calls = [lambda raw=session.raw: raw.run(None, feeds) for session in sessions]
-    dense, sparse = interleave(calls, seconds=NODE_SECONDS, pause=0.02)
-    return Measured(dense.median, sparse.median, shape)
-
-
-def _output_shape(candidate: Candidate, shape: tuple[int, ...]) -> tuple[int, ...]:
-    outputs = candidate.weight.shape[0]
-    if candidate.geometry is None:
-        return (*shape[:-1], outputs)
-    geometry = candidate.geometry
-    spatial = [
-        (size + geometry.pads[i] + geometry.pads[i + 2] - geometry.dilations[i] * (taps - 1) - 1)
-        // geometry.strides[i]
-        + 1
-        for i, (size, taps) in enumerate(zip(shape[2:], candidate.weight.shape[2:], strict=True))
-    ]
-    return (shape[0], outputs, *spatial)
-
-
-def _dense_alone(graph: Graph, candidate: Candidate, feeds: Mapping[str, Array]) -> onnx.ModelProto:
-    """The nodes that a candidate stands for, cut out of the source with their constants."""
-    nodes = [graph.nodes[index] for index in sorted(candidate.consumed)]
-    made = {name for node in nodes for name in node.output}
-    needed = {name for node in nodes for name in node.input if name} - made - set(feeds)
-    constants = []
-    for name in sorted(needed):
-        value = graph.constant(name)
-        if isinstance(value, np.ndarray):
-            constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-    return _model(graph.model.opset_import, nodes, feeds, candidate.output, constants)
-
-
-def _sparse_alone(candidate: Candidate, feeds: Mapping[str, Array], packer: Packer) -> onnx.ModelProto:
-    constants = NewConstants({candidate.x, candidate.output, candidate.residual or ""})
-    node = sparse_node(candidate, packer.pack(candidate, "csr"), constants)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, VERSION)]
-    return _model(opsets, [node], feeds, candidate.output, list(constants.tensors.values()))
-
-
-def _model(
-    opsets: Sequence[onnx.OperatorSetIdProto],
-    nodes: Sequence[onnx.NodeProto],
-    feeds: Mapping[str, Array],
-    output: str,
-    constants: Sequence[onnx.TensorProto],
-) -> onnx.ModelProto:
-    kind = onnx.TensorProto.FLOAT
-    inputs = [helper.make_tensor_value_info(name, kind, value.shape) for name, value in feeds.items()]
-    outputs = [helper.make_tensor_value_info(output, kind, None)]
-    graph = helper.make_graph(list(nodes), "node", inputs, outputs, list(constants))
-    return helper.make_model(graph, opset_imports=list(opsets), ir_version=8)
-
-
-def _compare_files(
+def compare_files(
     graph: Graph,
     source: Path,
-    chosen: Mapping[int, tuple[Candidate, str]],
-    feeds: Mapping[str, Array],
+    chosen: Chosen,
+    feeds: Sequence[Mapping[str, Array]],
     packer: Packer,
-) -> tuple[float, float]:
-    """Median seconds of the source and of the file with the chosen nodes sparse."""
+    *,
+    machine: Machine,
+) -> list[tuple[float, float]]:
+    """Median seconds of the source and of the file with the chosen nodes sparse, for every size.
+
+    Args:
+        graph: Index of the source model.
+        source: The source file.
+        chosen: Fused candidates and layouts by index.
+        feeds: Inputs, for every size.
+        packer: Keeps packed weights.
+        machine: Threads to measure with.
+    """
     with tempfile.TemporaryDirectory() as folder:
         attempt = Path(folder) / "attempt.onnx"
         with staged(rewrite(graph, chosen, packer), attempt):
             pass
-        sessions = [Session(source), Session(attempt)]
-        calls = [lambda raw=session.raw: raw.run(None, dict(feeds)) for session in sessions]
-        dense, sparse = interleave(calls, seconds=FILE_SECONDS)
-    return dense.median, sparse.median
+        sessions = [Session(path, threads=machine.threads) for path in (source, attempt)]
+        times = []
+        for inputs in feeds:
+            calls = [lambda raw=session.raw, at=dict(inputs): raw.run(None, at) for session in sessions]
+            dense, sparse = interleave(calls, seconds=FILE_SECONDS)
+            times.append((dense.median, sparse.median))
+    return times

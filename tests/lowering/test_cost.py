@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import onnx
 import pytest
 
 from sparsify.lowering import lower
-from sparsify.lowering.cost import columns, decide
+from sparsify.lowering.cost import FILL, Machine, columns, decide, speedup, storage
 from sparsify.lowering.graph import Graph
+from sparsify.lowering.kernel_costs import COSTS
 from sparsify.lowering.matching import match_all
+from sparsify.runtime import layouts
 from tests.lowering.graphs import model, node, sparse_array
 
 
@@ -27,6 +32,16 @@ def convolution(out, channels, kernel, side, density):
     graph = Graph(built)
     (match,) = match_all(graph)
     return graph, match
+
+
+HERE = Machine("avx512", 1)
+
+
+def in_blocks(graph, match, rows):
+    """The same node with zeros and non-zeros in blocks of `rows` outputs."""
+    kept = np.repeat(match.weight[::rows] != 0, rows, axis=0)
+    weight = np.where(kept, np.float32(1), np.float32(0))
+    return graph, dataclasses.replace(match, weight=weight)
 
 
 @pytest.mark.parametrize(
@@ -49,25 +64,92 @@ def convolution(out, channels, kernel, side, density):
 )
 def test_clear_cases(made, layout):
     graph, match = made
-    decision = decide(match, graph)
+    decision = decide(match, graph, HERE)
     assert decision.layout == layout
     assert f"density {match.density:.2f}" in decision.reason
 
 
 def test_small_nodes_are_told_from_dense_ones():
     graph, match = linear(16, 32, (4,), 0.05)
-    assert "too small" in decide(match, graph).reason
+    assert "too small" in decide(match, graph, HERE).reason
     graph, match = linear(1024, 1024, (64,), 0.9)
-    assert "× as fast as dense" in decide(match, graph).reason
+    assert "× as fast as dense" in decide(match, graph, HERE).reason
 
 
 def test_sparser_is_never_estimated_slower():
     decisions = [
-        decide(*reversed(linear(256, 256, (64,), density))).layout for density in (0.9, 0.5, 0.2, 0.05)
+        decide(*reversed(linear(256, 256, (64,), density)), HERE).layout for density in (0.9, 0.5, 0.2, 0.05)
     ]
     assert decisions == sorted(decisions, key=lambda layout: layout is not None)
     assert decisions[0] is None
     assert decisions[-1] == "csr"
+
+
+def test_blocks_are_told_from_single_weights():
+    graph, match = linear(512, 512, (1,), 0.15)
+    assert list(storage(match)) == ["csr"]
+    for rows in (2, 4, 8, 16):
+        _, blocked = in_blocks(graph, match, rows)
+        counts = storage(blocked)
+        assert list(counts) == ["csr", *(f"blocks-{n}" for n in (2, 4, 8, 16) if n <= rows)]
+        assert len(set(counts.values())) == 1
+    graph, blocked = in_blocks(*linear(512, 512, (1,), 0.15), 16)
+    decision = decide(blocked, graph, HERE)
+    assert decision.layout == "blocks-16"
+    assert "csr" in decision.reason
+
+
+def test_blocks_with_holes_are_looked_at_up_to_a_quarter_of_zeros():
+    _, match = in_blocks(*linear(64, 64, (1,), 0.3), 4)
+    for holes, expected in ((0.1, True), (0.3, False)):
+        weight = match.weight * (np.random.default_rng(0).random(match.weight.shape) >= holes)
+        counts = storage(dataclasses.replace(match, weight=weight.astype(np.float32)))
+        assert ("blocks-4" in counts) == expected
+        assert all(count <= FILL * counts["csr"] for count in counts.values())
+
+
+@pytest.mark.parametrize("made", [linear(512, 512, (64,), 0.25), convolution(128, 128, 3, 14, 0.25)])
+def test_more_threads_and_scalar_code_lower_an_estimate(made):
+    graph, match = made
+    (size,) = columns(match, graph)
+    gains = {name: speedup(match, size, Machine(name)) for name in COSTS}
+    assert min(gains, key=gains.__getitem__) == "scalar"
+    assert decide(match, graph, Machine("scalar")).layout is None
+    assert (
+        gains["avx512"] > speedup(match, size, Machine(threads=2)) > speedup(match, size, Machine(threads=8))
+    )
+
+
+def test_every_kernel_costs_something_and_every_layout_with_numbers_exists():
+    for costs in COSTS.values():
+        for kernels in (costs.linear, costs.conv):
+            assert "csr" in kernels
+            assert set(kernels) <= set(layouts.LAYOUTS)
+            assert all(min(k.call, k.pack, k.rate, k.group) > 0 and k.half >= 0 for k in kernels.values())
+
+
+def test_an_instruction_set_without_numbers_stays_dense():
+    graph, match = linear(1024, 1024, (1,), 0.25)
+    assert decide(match, graph, Machine("abacus")).layout is None
+
+
+def test_a_full_weight_and_one_that_is_nearly_sparse_enough_say_so():
+    graph, match = linear(1024, 1024, (64,), 1.0)
+    assert "next to no zeros" in decide(match, graph, HERE).reason
+    graph, match = linear(1024, 1024, (64,), 0.6)
+    decision = decide(match, graph, HERE)
+    assert decision.layout is None
+    enough = float(decision.reason.rpartition(" ")[2])
+    assert decide(*reversed(linear(1024, 1024, (64,), enough - 0.02)), HERE).layout == "csr"
+    assert decide(*reversed(linear(1024, 1024, (64,), enough + 0.08)), HERE).layout is None
+
+
+def test_sizes_that_are_given_replace_those_that_are_assumed():
+    graph, match = linear(256, 256, ("n",), 0.2)
+    assert columns(match, graph, [{"y": (64, 256)}, {"y": (8, 256)}]) == (8, 64)
+    assert "on 64 rows" in decide(match, graph, HERE, shapes=[{"y": (64, 256)}]).reason
+    graph, match = convolution(64, 64, 3, 14, 0.2)
+    assert columns(match, graph, [{"y": (4, 64, 14, 14)}]) == (784,)
 
 
 @pytest.mark.parametrize(

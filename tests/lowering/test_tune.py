@@ -1,25 +1,28 @@
-"""Measured decisions: node by node first, then by the whole file."""
+"""Measured decisions: node by node first, then by the whole file. The stop-watch is always a made-up one."""
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
-from sparsify.lowering import lower, tune
+from sparsify.errors import UserError
+from sparsify.lowering import lower, node_timing, tune
 from tests.lowering.graphs import model, node, operators, sparse_array
 
 LAYERS = 6
 
 
 @pytest.fixture
-def source(tmp_path):
-    """Six layers: 0–3 of one shape, 4 and 5 of another."""
+def source(tmp_path, monkeypatch):
+    """Six layers of one shape, each of another density, so that each is a kind of its own."""
+    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path / "cache"))
     nodes, constants = [], {}
     for i in range(LAYERS):
-        constants[f"w{i}"] = sparse_array(32, 32 if i < LAYERS - 2 else 48, seed=i)
+        constants[f"w{i}"] = sparse_array(32, 32, seed=i, density=0.12 + 0.04 * i)
         nodes.append(node("MatMul", ["x", f"w{i}"], f"h{i}"))
         nodes.append(node("ReduceSum", [f"h{i}"], f"y{i}", keepdims=0))
     built = model(nodes, {"x": ("n", 32)}, {f"y{i}": () for i in range(LAYERS)}, constants)
@@ -28,58 +31,142 @@ def source(tmp_path):
 
 
 def clock(monkeypatch, nodes, files):
-    """Replaces the stop-watch: the given (dense, sparse) seconds for nodes, then for whole files."""
-    asked = []
+    """Replaces the stop-watch: seconds of dense and every layout for nodes, of dense and sparse for files."""
+    asked = SimpleNamespace(nodes=0, files=0)
     node_times, file_times = iter(nodes), iter(files)
 
-    def interleave(calls, *, seconds, **_):
+    def watch(calls, *, seconds, **_):
         for call in calls:
             call()
-        asked.append(seconds)
-        times = next(node_times if seconds == tune.NODE_SECONDS else file_times)
-        return [SimpleNamespace(median=value) for value in times]
+        whole = seconds == tune.FILE_SECONDS
+        asked.files += whole
+        asked.nodes += not whole
+        return [SimpleNamespace(median=value) for value in next(file_times if whole else node_times)]
 
-    monkeypatch.setattr(tune, "interleave", interleave)
+    monkeypatch.setattr(tune, "interleave", watch)
+    monkeypatch.setattr(node_timing, "interleave", watch)
     return asked
 
 
-def test_each_kind_of_node_is_measured_once_and_the_faster_side_wins(source, tmp_path, monkeypatch):
-    clock(monkeypatch, nodes=[(1.0, 0.5)] * 4 + [(1.0, 2.0)] * 2, files=[(1.0, 0.9)])
-    monkeypatch.setattr(tune, "_signature", lambda candidate: (candidate.index,))
-    report = lower(source, tmp_path / "out.onnx", tune=True)
+def test_the_faster_side_wins_and_the_report_has_the_times(source, tmp_path, monkeypatch):
+    clock(monkeypatch, nodes=[(1.0, 0.5)] * 4 + [(1.0, 2.0)] * 2, files=[(1.0, 0.9)] * 2)
+    report = lower(source, tmp_path / "out.onnx", tune=True, batches=(3,))
     assert [layer.decision for layer in report.layers] == ["sparse"] * 4 + ["dense"] * 2
-    assert "measured: 500000 µs sparse, 1000000 µs dense on [1, 32]" in report.layers[0].reason
-    assert "whole file" in report.layers[0].reason
+    assert "csr 500000 µs, dense 1000000 µs on [3, 32]" in report.layers[0].reason
+    assert "whole file: 900.00 ms, source 1000.00 ms" in report.layers[0].reason
     assert operators(onnx.load(tmp_path / "out.onnx")).count("SparseLinear") == 4
 
 
-def test_nodes_of_one_kind_share_a_measurement(source, tmp_path, monkeypatch):
-    asked = clock(monkeypatch, nodes=[(1.0, 0.5)] * LAYERS, files=[(1.0, 0.9)])
-    monkeypatch.setattr(tune, "_signature", lambda candidate: candidate.weight.shape)
-    lower(source, tmp_path / "out.onnx", tune=True)
-    assert asked.count(tune.NODE_SECONDS) == 2
+def test_a_node_must_not_be_slower_at_any_size(source, tmp_path, monkeypatch):
+    slow_once = [(1.0, 0.2), (1.0, 1.05)]
+    asked = clock(monkeypatch, nodes=slow_once + [(1.0, 0.9)] * 10, files=[(1.0, 0.9)] * 4)
+    report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1, 16))
+    assert asked.nodes == 2 * LAYERS
+    assert [layer.decision for layer in report.layers] == ["dense"] + ["sparse"] * 5
+    assert "on [1, 32]" in report.layers[0].reason
+    assert "on [16, 32]" in report.layers[0].reason
+
+
+@pytest.mark.parametrize(("share", "decision"), [(0.98, "dense"), (0.96, "sparse")])
+def test_what_is_within_noise_stays_dense(source, tmp_path, monkeypatch, share, decision):
+    clock(monkeypatch, nodes=[(1.0, share)] * LAYERS, files=[(1.0, 0.9)] * 2)
+    report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
+    assert {layer.decision for layer in report.layers} == {decision}
+
+
+def test_the_fastest_of_the_layouts_that_fit_is_taken(tmp_path, monkeypatch):
+    weight = np.kron(sparse_array(64, 16, density=0.2), np.ones((1, 4), np.float32))
+    onnx.save(
+        model([node("MatMul", ["x", "w"], "y")], {"x": (4, 64)}, {"y": (4, 64)}, {"w": weight}),
+        tmp_path / "source.onnx",
+    )
+    clock(monkeypatch, nodes=[(1.0, 0.5, 0.3, 0.4)], files=[(1.0, 0.5)] * 2)
+    report = lower(tmp_path / "source.onnx", tmp_path / "out.onnx", tune=True, cache=False)
+    assert report.layers[0].layout == "blocks-2"
+    assert "csr 500000 µs, blocks-2 300000 µs, blocks-4 400000 µs" in report.layers[0].reason
+
+
+def test_nodes_of_one_kind_share_a_measurement_and_a_second_run_needs_none(source, tmp_path, monkeypatch):
+    built = onnx.load(source)
+    for tensor in built.graph.initializer:
+        if tensor.name != "w0":
+            tensor.raw_data = built.graph.initializer[0].raw_data
+    onnx.save(built, source)
+    asked = clock(monkeypatch, nodes=[(1.0, 0.5)], files=[(1.0, 0.9)] * 4)
+    first = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
+    assert (asked.nodes, first.nodes.sparse) == (1, LAYERS)
+    again = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
+    assert (asked.nodes, again.layers[0].layout) == (1, first.layers[0].layout)
+
+
+def test_without_the_cache_everything_is_measured_again_and_nothing_written(source, tmp_path, monkeypatch):
+    asked = clock(monkeypatch, nodes=[(1.0, 2.0)] * 2 * LAYERS, files=[])
+    for _ in range(2):
+        lower(source, tmp_path / "out.onnx", tune=True, batches=(1,), cache=False)
+    assert asked.nodes == 2 * LAYERS
+    assert not (tmp_path / "cache").exists()
 
 
 def test_nodes_that_gain_least_are_taken_back_until_the_file_is_not_slower(source, tmp_path, monkeypatch):
     gains = [(1.0, 1.0 - 0.1 * (i + 1)) for i in range(LAYERS)]
-    asked = clock(monkeypatch, nodes=gains, files=[(1.0, 1.2), (1.0, 1.1), (1.0, 0.95)])
-    monkeypatch.setattr(tune, "_signature", lambda candidate: (candidate.index,))
-    report = lower(source, tmp_path / "out.onnx", tune=True)
-    decisions = [layer.decision for layer in report.layers]
-    assert asked.count(tune.FILE_SECONDS) == 3
-    assert decisions == ["dense"] * 3 + ["sparse"] * 3
+    asked = clock(monkeypatch, nodes=gains, files=[(1.0, 1.2), (1.0, 1.1), (1.0, 0.95), (1.0, 0.95)])
+    report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
+    assert asked.files == 4
+    assert [layer.decision for layer in report.layers] == ["dense"] * 3 + ["sparse"] * 3
     assert "taken back" in report.layers[0].reason
 
 
-def test_file_that_is_never_faster_stays_dense(source, tmp_path, monkeypatch):
-    clock(monkeypatch, nodes=[(1.0, 0.5)] * LAYERS, files=[(1.0, 1.2)] * LAYERS)
-    monkeypatch.setattr(tune, "_signature", lambda candidate: (candidate.index,))
-    report = lower(source, tmp_path / "out.onnx", tune=True)
+def test_taking_back_goes_on_while_it_makes_the_file_faster(source, tmp_path, monkeypatch):
+    gains = [(1.0, 1.0 - 0.1 * (i + 1)) for i in range(LAYERS)]
+    clock(monkeypatch, nodes=gains, files=[(1.0, 0.99), (1.0, 0.8), (1.0, 0.79)])
+    report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
+    assert [layer.decision for layer in report.layers] == ["dense"] * 2 + ["sparse"] * 4
+    assert "800.00 ms" in report.layers[-1].reason
+
+
+def test_a_file_must_not_be_slower_at_any_size(source, tmp_path, monkeypatch):
+    files = [(1.0, 0.5), (1.0, 1.01)] * 2 + [(1.0, 0.6), (1.0, 0.7)] * 2
+    clock(monkeypatch, nodes=[(1.0, 0.5)] * 2 * LAYERS, files=files)
+    report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1, 16))
+    assert report.nodes.sparse == LAYERS - 3
+
+
+def test_file_that_is_never_faster_comes_out_as_it_was(source, tmp_path, monkeypatch):
+    clock(monkeypatch, nodes=[(1.0, 0.5)] * LAYERS, files=itertools.repeat((1.0, 1.2)))
+    report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
     assert (report.nodes.sparse, report.nodes.dense) == (0, LAYERS)
-    assert not {item.domain for item in onnx.load(tmp_path / "out.onnx").graph.node} - {""}
+    assert all("taken back" in layer.reason for layer in report.layers)
+    assert onnx.load(tmp_path / "out.onnx") == onnx.load(source)
 
 
-def test_real_measurements_of_a_convolution_with_everything_fused(tmp_path):
+def test_progress_reaches_its_end(source, tmp_path, monkeypatch):
+    clock(monkeypatch, nodes=[(1.0, 0.5)] * LAYERS, files=[(1.0, 0.9)] * 2)
+    told = []
+    lower(source, tmp_path / "out.onnx", tune=True, batches=(1,), progress=lambda *event: told.append(event))
+    assert ("measuring nodes", LAYERS, LAYERS) in told
+    assert {what for what, _, _ in told} == {"measuring nodes", "measuring the whole file"}
+
+
+def test_sizes_that_the_file_does_not_have_are_errors(source, tmp_path):
+    out = tmp_path / "out.onnx"
+    with pytest.raises(UserError, match="no input has a dimension 'seq'"):
+        lower(source, out, sizes={"seq": 3})
+    with pytest.raises(UserError, match="batch size must be at least 1"):
+        lower(source, out, tune=True, batches=(0,))
+    with pytest.raises(UserError, match="nothing to tune"):
+        lower(source, out, tune=True, layout="csr")
+    fixed = model(
+        [node("MatMul", ["x", "w"], "y")], {"x": (4, 32)}, {"y": (4, 32)}, {"w": sparse_array(32, 32)}
+    )
+    onnx.save(fixed, source)
+    with pytest.raises(UserError, match="fixed first dimension of 4"):
+        lower(source, out, tune=True, batches=(8,))
+    assert not out.exists()
+
+
+def test_real_measurements_of_a_convolution_with_everything_fused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "FILE_SECONDS", 0.05)
+    monkeypatch.setattr(node_timing, "NODE_SECONDS", 0.03)
     nodes = [
         node("Conv", ["x", "w", "b"], "h", pads=[1, 1, 1, 1], strides=[2, 2]),
         node("Add", ["h", "r"], "s"),
@@ -93,6 +180,6 @@ def test_real_measurements_of_a_convolution_with_everything_fused(tmp_path):
         constants,
     )
     onnx.save(built, tmp_path / "source.onnx")
-    report = lower(tmp_path / "source.onnx", tmp_path / "out.onnx", tune=True)
-    assert "µs sparse" in report.layers[0].reason
+    report = lower(tmp_path / "source.onnx", tmp_path / "out.onnx", tune=True, cache=False, batches=(2,))
+    assert "µs on [2, 8, 16, 16]" in report.layers[0].reason
     assert report.layers[0].decision in ("sparse", "dense")

@@ -1,0 +1,146 @@
+"""What dense products and sparse kernels cost, by instruction set and layout: the numbers behind `cost`.
+
+Only ratios of these decide, and they carry over between machines of one instruction set better than times do.
+
+Where they come from: one thread of a 2.5 GHz AVX-512 server core with two FMA units, float32, beside ONNX
+Runtime 1.31 in the same process and in alternating blocks.
+
+- avx512, csr, convolutions: 16 shapes, among them ResNet-50's 3×3 convolutions of stride 1 and maps of 4×4
+  and 8×8, batch 1, 8 and 64, densities 0.1, 0.25, 0.5: 92 times, met within a quarter (root mean square of
+  the logarithm). Of these 92 comparisons a threshold of 1.1 makes 49 sparse, the slowest of them 1.14× as
+  fast as dense. The kernels have become faster since, so the numbers err on the side of dense.
+- avx512, linear layers and blocks: 3072→768 at density 0.1 and 512→512 at 0.25, 1, 4, 16 and 128 rows, and
+  four 3×3 convolutions, every layout; met within a third, nearly always on the side of dense.
+- avx2: the same shapes with the AVX2 kernels forced. ONNX Runtime cannot be made to leave AVX-512 out, so the
+  dense rate is guessed, on the high side. Panels of fewer than 16 columns cost as much as 16.
+- scalar: three shapes. neon was not measured: AVX2's numbers at half the width, the ratio to dense the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+STREAM = 22.0
+"""Bytes/ns at which weights are read that are used once and come from the last cache or memory."""
+
+STREAM_NEAR = 38.0
+"""The same for weights of at most `NEAR` bytes, which stay in the second cache."""
+
+NEAR = 1 << 20
+
+STEP = 0.5
+"""ns an element of a node around the sparse one that brings float16, or a transposed input, into its form."""
+
+FORK = 3e3
+"""ns that a product on several threads costs to be handed out and gathered, dense or sparse."""
+
+EVENNESS = 0.85
+"""Share of the threads' work that sparse kernels make use of, relative to dense ones, from two threads on."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one sparse kernel costs on one thread.
+
+    Attributes:
+        call: ns that a node costs whatever its size.
+        pack: ns an element of input or output that is brought into panels and back.
+        rate: FLOP/ns of stored entries on many columns.
+        half: Columns at which half of that is reached.
+        group: Columns come in groups of so many; a group that is not full costs as much as a full one.
+    """
+
+    call: float
+    pack: float
+    rate: float
+    half: float
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """Costs on CPUs of one instruction set.
+
+    Attributes:
+        dense: FLOP/ns of ONNX Runtime's matrix products and convolutions.
+        linear: Kernel of each layout for linear layers.
+        conv: Kernel of each layout for convolutions.
+    """
+
+    dense: float
+    linear: Mapping[str, Kernel]
+    conv: Mapping[str, Kernel]
+
+
+def _kernels(
+    call: float, pack: float, rates: Mapping[str, tuple[float, float]], group: int = 1
+) -> Mapping[str, Kernel]:
+    return {layout: Kernel(call, pack, rate, half, group) for layout, (rate, half) in rates.items()}
+
+
+COSTS: Mapping[str, InstructionSet] = {
+    "avx512": InstructionSet(
+        dense=125.0,
+        linear=_kernels(
+            3.5e3,
+            0.40,
+            {
+                "csr": (85.0, 9.0),
+                "blocks-2": (95.0, 10.0),
+                "blocks-4": (105.0, 10.0),
+                "blocks-8": (111.0, 10.0),
+                "blocks-16": (113.0, 6.0),
+            },
+        ),
+        conv=_kernels(
+            10e3,
+            0.30,
+            {
+                "csr": (75.0, 8.0),
+                "blocks-2": (82.0, 8.0),
+                "blocks-4": (92.0, 6.0),
+                "blocks-8": (94.0, 6.0),
+                "blocks-16": (96.0, 6.0),
+            },
+        ),
+    ),
+    "avx2": InstructionSet(
+        dense=85.0,
+        linear=_kernels(
+            4e3,
+            0.40,
+            {
+                "csr": (55.0, 4.0),
+                "blocks-2": (40.0, 0.0),
+                "blocks-4": (54.0, 0.0),
+                "blocks-8": (54.0, 0.0),
+                "blocks-16": (54.0, 0.0),
+            },
+            group=16,
+        ),
+        conv=_kernels(
+            10e3,
+            0.30,
+            {
+                "csr": (50.0, 4.0),
+                "blocks-2": (36.0, 0.0),
+                "blocks-4": (54.0, 0.0),
+                "blocks-8": (54.0, 0.0),
+                "blocks-16": (54.0, 0.0),
+            },
+            group=16,
+        ),
+    ),
+    "neon": InstructionSet(
+        dense=42.0,
+        linear=_kernels(4e3, 0.60, {"csr": (27.0, 4.0), "blocks-4": (27.0, 0.0)}, group=16),
+        conv=_kernels(10e3, 0.50, {"csr": (29.0, 4.0), "blocks-4": (29.0, 0.0)}, group=16),
+    ),
+    "scalar": InstructionSet(
+        dense=30.0,
+        linear=_kernels(4e3, 1.0, {"csr": (5.0, 3.0), "blocks-4": (5.0, 3.0)}),
+        conv=_kernels(10e3, 1.0, {"csr": (5.0, 3.0), "blocks-4": (5.0, 3.0)}),
+    ),
+}
+"""Costs by the kernel table's names. A set that is not in it is taken for `scalar`, so it stays dense."""

@@ -17,6 +17,8 @@ struct V {
   using Register = __m256;
   static constexpr int kWidth = 8;
   static constexpr int kAccumulators = 8;
+  static constexpr int kSums = 8;   // of a block of outputs
+  static constexpr int kBlock = 4;  // its outputs, at most
 
   static Register Zero() { return _mm256_setzero_ps(); }
   static Register Set(float v) { return _mm256_set1_ps(v); }

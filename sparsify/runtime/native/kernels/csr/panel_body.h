@@ -96,8 +96,7 @@ void MultiplySegment(const PanelSegment& segment, const float* tile, float* pane
 }
 
 // Blocks of R outputs of one input: each load of X and each broadcast serves R, or W / 16, FMAs. Four outputs
-// at 64 columns of AVX-512 take 8 loads for 16 FMAs, so the FMAs are the ceiling. More outputs are taken four
-// at a time, and as many registers of columns at a time as there are sums for.
+// at 64 columns of AVX-512 take 8 loads for 16 FMAs, eight at 32 columns 10: the FMAs are the ceiling.
 template <class V, int G, int R, int Chunk>
 void MultiplyBlock(const float* values, const uint16_t* offsets, uint32_t count, int64_t stride,
                    const char* tile, float* sums) {
@@ -130,15 +129,13 @@ void MultiplyBlock(const float* values, const uint16_t* offsets, uint32_t count,
   }
 }
 
+// V::kBlock rows at a time, and as many registers of columns as there are sums for.
 template <class V, int G, int R>
 void MultiplyBlocks(const PanelSegment& segment, const float* tile, float* panel) {
   constexpr int kRegisters = Shape<V, G>::kRegisters;
-  constexpr int kMost = 2 * V::kAccumulators / R;
-  constexpr int kChunk = kRegisters <= kMost       ? kRegisters
-                         : kRegisters % kMost == 0 ? kMost
-                         : kRegisters % 2 == 0     ? 2
-                                                   : 1;
-  const int64_t stride = segment.block_rows;
+  constexpr int kRows = R < V::kBlock ? R : V::kBlock;
+  constexpr int kFit = V::kSums / kRows;
+  constexpr int kChunk = kRegisters <= kFit ? kRegisters : kRegisters % kFit == 0 ? kFit : 1;
   const float* values = segment.values;
   const uint16_t* offsets = segment.offsets;
   const uint32_t* rows = segment.rows;
@@ -146,15 +143,15 @@ void MultiplyBlocks(const PanelSegment& segment, const float* tile, float* panel
     const uint32_t count = segment.classes[i].count;
     for (uint32_t n = 0; n < segment.classes[i].rows; ++n) {
       float* sums = panel + static_cast<int64_t>(*rows++) * kSpacing[G];
-      for (int64_t r = 0; r < stride; r += R) {
+      for (int r = 0; r < R; r += kRows) {
         for (int c = 0; c < kRegisters; c += kChunk) {
           const int64_t column = c * V::kWidth;
-          MultiplyBlock<V, G, R, kChunk>(values + r, offsets, count, stride,
-                                         reinterpret_cast<const char*>(tile + column),
-                                         sums + r * kSpacing[G] + column);
+          MultiplyBlock<V, G, kRows, kChunk>(values + r, offsets, count, R,
+                                             reinterpret_cast<const char*>(tile + column),
+                                             sums + r * kSpacing[G] + column);
         }
       }
-      values += count * stride;
+      values += count * R;
       offsets += count;
     }
   }
@@ -162,9 +159,18 @@ void MultiplyBlocks(const PanelSegment& segment, const float* tile, float* panel
 
 template <class V, int G>
 void MultiplyAny(const PanelSegment& segment, const float* tile, float* panel) {
-  if (segment.block_rows == 1) return MultiplySegment<V, G>(segment, tile, panel);
-  if (segment.block_rows == 2) return MultiplyBlocks<V, G, 2>(segment, tile, panel);
-  return MultiplyBlocks<V, G, 4>(segment, tile, panel);
+  switch (segment.block_rows) {
+    case 1:
+      return MultiplySegment<V, G>(segment, tile, panel);
+    case 2:
+      return MultiplyBlocks<V, G, 2>(segment, tile, panel);
+    case 4:
+      return MultiplyBlocks<V, G, 4>(segment, tile, panel);
+    case 8:
+      return MultiplyBlocks<V, G, 8>(segment, tile, panel);
+    default:
+      return MultiplyBlocks<V, G, 16>(segment, tile, panel);
+  }
 }
 
 template <class V>

@@ -6,17 +6,21 @@ namespace sparsify {
 namespace csr {
 namespace {
 
-// 112 rows of 64 columns are 28 KB, which leaves a 32 KB cache room for what streams past. Where a row brings
-// more than kMaxCount non-zeros to a tile, a longer tile gains nothing.
+// 112 rows of 64 columns are 28 KB, which leaves a 32 KB cache room for what streams past. Where a single row
+// brings more than kMaxCount non-zeros to a tile, a longer tile gains nothing.
 constexpr int64_t kTileFloats = 112 * kPanelColumns;
 constexpr int64_t kShortest = 64;
 constexpr int64_t kMostInputs = 1008;  // offsets are 16 bits
 
-int64_t TileDepth(const Matrix& matrix, int64_t spacing) {
-  const double row_nonzeros = static_cast<double>(matrix.blocks) / static_cast<double>(matrix.lines());
+int64_t UsefulDepth(const Matrix& matrix) {
+  const double row_nonzeros = static_cast<double>(matrix.blocks) / static_cast<double>(matrix.rows);
   const double full = 1.1 * kMaxCount * static_cast<double>(matrix.columns) / std::max(row_nonzeros, 1.0);
-  const int64_t useful = full < kMostInputs ? std::max(kShortest, static_cast<int64_t>(full)) : kMostInputs;
-  const int64_t longest = std::min({kTileFloats / spacing, useful, kMostInputs});
+  return full < kMostInputs ? std::max(kShortest, static_cast<int64_t>(full)) : kMostInputs;
+}
+
+int64_t TileDepth(const Matrix& matrix, int64_t spacing) {
+  int64_t longest = std::min(kTileFloats / spacing, kMostInputs);
+  if (matrix.block_rows == 1) longest = std::min(longest, UsefulDepth(matrix));
   const int64_t tiles = (matrix.columns + longest - 1) / longest;
   const int64_t even = (matrix.columns + tiles - 1) / tiles;
   return (even + kGroup - 1) / kGroup * kGroup;
@@ -55,7 +59,7 @@ void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t la
     int64_t stop = at;
     while (stop < end && matrix.Column(stop) < last_input) ++stop;
     while (at < stop) {
-      const int64_t count = std::min<int64_t>(stop - at, kMaxCount);
+      const int64_t count = block_rows_ > 1 ? stop - at : std::min<int64_t>(stop - at, kMaxCount);
       entries.push_back(
           {static_cast<uint32_t>((line - first_line) * block_rows_), static_cast<uint32_t>(count), at});
       at += count;

@@ -15,6 +15,10 @@
 namespace sparsify {
 namespace csr {
 
+// Groups of columns that are multiplied together. With many outputs in a block few columns keep the FMAs
+// busy, and narrow tiles are long: the waiting sums are moved less often.
+constexpr int MostGroups(int block_rows) { return block_rows >= 8 ? 2 : kMaxGroups; }
+
 class PanelPlan {
  public:
   // At most `parts` parts of the rows, at least one; tiles fit panels with this spacing.
@@ -27,6 +31,7 @@ class PanelPlan {
   // A whole number of blocks, so it may lie beyond the last row of the weight.
   int64_t last_row(int part) const { return bounds_[static_cast<size_t>(part) + 1] * block_rows_; }
   int64_t largest_part() const;
+  int most_groups() const { return MostGroups(block_rows_); }
   PanelSegment Segment(int64_t tile, int part) const;
 
  private:

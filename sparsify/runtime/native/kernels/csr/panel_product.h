@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "../../base/aligned.h"
 #include "../api.h"
@@ -50,7 +51,7 @@ class PanelPlans {
 
   // For X of this many columns.
   const PanelPlan& For(int64_t columns, int threads) const {
-    const int64_t groups = std::min<int64_t>(kMaxGroups, (columns + kGroup - 1) / kGroup);
+    const int64_t groups = std::min<int64_t>(MostGroups(matrix_.block_rows), (columns + kGroup - 1) / kGroup);
     const std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<PanelPlan>& plan = plans_[{kSpacing[groups], threads}];
     if (plan == nullptr) plan = std::make_unique<PanelPlan>(matrix_, threads, kSpacing[groups]);
@@ -71,11 +72,14 @@ struct PanelTasks {
     const bool even = panels % threads == 0 || panels >= 4 * threads;
     parts = even ? 1 : plan.parts();
     workers = std::min<int64_t>(threads, panels * parts);
-    const int64_t groups = std::min<int64_t>(kMaxGroups, (columns + kGroup - 1) / kGroup);
+    const int64_t groups = std::min<int64_t>(plan.most_groups(), (columns + kGroup - 1) / kGroup);
+    strip = plan.most_groups() * kGroup;
     const int64_t rows = parts == 1 ? plan.last_row(plan.parts() - 1) : plan.largest_part();
     const int64_t row_bytes = kSpacing[groups] * static_cast<int64_t>(sizeof(float));
     tile_bytes = static_cast<size_t>(plan.depth() * row_bytes);
-    worker_bytes = tile_bytes + static_cast<size_t>(rows * row_bytes);
+    panel_floats = rows * kSpacing[groups];
+    const int64_t strips = (std::min(columns, kPanelColumns) + strip - 1) / strip;
+    worker_bytes = tile_bytes + static_cast<size_t>(strips * rows * row_bytes);
   }
   size_t ScratchBytes() const { return static_cast<size_t>(workers) * worker_bytes + kCacheLine; }
 
@@ -83,6 +87,8 @@ struct PanelTasks {
   int64_t panels;
   int64_t parts;
   int64_t workers;
+  int64_t strip;         // columns that are multiplied together
+  int64_t panel_floats;  // waiting sums of a strip
   size_t tile_bytes;
   size_t worker_bytes;
 };
@@ -90,7 +96,7 @@ struct PanelTasks {
 // make(first_column, columns) tells how these columns are read and written: its result's
 // Pack(first_input, depth, tile, groups) fills a tile (columns beyond the last are multiplied too, so with
 // zeros: stale denormals there would cost a hundred cycles each), Store(first_row, last_row, panel, groups)
-// writes finished sums.
+// writes finished sums. All strips of a panel pass over a tile's weights while these are in the cache.
 template <class Make>
 void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, const PanelTasks& tasks,
                const ParallelFor& parallel, void* scratch, Make make) {
@@ -100,23 +106,34 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
     float* panel = tile + tasks.tile_bytes / sizeof(float);
     const int64_t first_column = task / tasks.parts * kPanelColumns;
     const int64_t columns = std::min(kPanelColumns, tasks.columns - first_column);
-    const int groups = static_cast<int>((columns + kGroup - 1) / kGroup);
-    const int64_t spacing = kSpacing[groups];
     const int first_part = tasks.parts == 1 ? 0 : static_cast<int>(task % tasks.parts);
     const int last_part = tasks.parts == 1 ? plan.parts() : first_part + 1;
     const int64_t first_row = plan.first_row(first_part);
     const int64_t last_row = plan.last_row(last_part - 1);
-    const auto ends = make(first_column, columns);
-    std::memset(panel, 0, static_cast<size_t>((last_row - first_row) * spacing) * sizeof(float));
+    using Ends = decltype(make(first_column, columns));
+    std::vector<Ends> ends;
+    std::vector<int> groups;
+    for (int64_t c = 0; c < columns; c += tasks.strip) {
+      const int64_t width = std::min(tasks.strip, columns - c);
+      ends.push_back(make(first_column + c, width));
+      groups.push_back(static_cast<int>((width + kGroup - 1) / kGroup));
+    }
+    std::memset(panel, 0, ends.size() * static_cast<size_t>(tasks.panel_floats) * sizeof(float));
     for (int64_t t = 0; t < plan.tiles(); ++t) {
       const int64_t first_input = t * plan.depth();
-      ends.Pack(first_input, std::min(plan.depth(), matrix.columns - first_input), tile, groups);
-      for (int part = first_part; part < last_part; ++part) {
-        isa.multiply(plan.Segment(t, part), tile, panel + (plan.first_row(part) - first_row) * spacing,
-                     groups);
+      for (size_t s = 0; s < ends.size(); ++s) {
+        ends[s].Pack(first_input, std::min(plan.depth(), matrix.columns - first_input), tile, groups[s]);
+        float* sums = panel + static_cast<int64_t>(s) * tasks.panel_floats;
+        for (int part = first_part; part < last_part; ++part) {
+          isa.multiply(plan.Segment(t, part), tile,
+                       sums + (plan.first_row(part) - first_row) * kSpacing[groups[s]], groups[s]);
+        }
       }
     }
-    ends.Store(first_row, std::min(last_row, matrix.rows), panel, groups);
+    for (size_t s = 0; s < ends.size(); ++s) {
+      ends[s].Store(first_row, std::min(last_row, matrix.rows),
+                    panel + static_cast<int64_t>(s) * tasks.panel_floats, groups[s]);
+    }
   });
 }
 

@@ -30,9 +30,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     source = graph.model.graph
     layers = []
     for match in match_all(graph):
-        shape = match.shape if isinstance(match, LeftAlone) else match.weight.shape
         note = match.reason if isinstance(match, LeftAlone) else ""
-        row = {"node": match.node, "op": match.op, "shape": list(shape), "density": match.density}
+        row = {"node": match.node, "op": match.op, "shape": list(match.shape), "density": match.density}
         layers.append(row | {"note": note})
     given = [value.name for value in source.input if value.name not in graph.overridable]
     return {

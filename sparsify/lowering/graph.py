@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
 
 import numpy as np
 import onnx
+from google.protobuf.message import Error as ProtobufError  # type: ignore[import-untyped]
 from onnx import numpy_helper
+
+from sparsify.errors import UserError
+from sparsify.lowering.constants import FOLDED, attribute, constant_node, densify, fold
+
+__all__ = [
+    "OUTSIDE",
+    "STANDARD",
+    "Dim",
+    "Graph",
+    "Refused",
+    "Shape",
+    "attribute",
+    "captured",
+    "reads",
+    "walk_subgraphs",
+]
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
-T = TypeVar("T")
 
 OUTSIDE = -1
 """Consumer index that stands for a graph output or for a node inside a subgraph."""
 
+STANDARD = ("", "ai.onnx")
+"""Names of the standard operators' domain."""
+
+_EPSILON: Mapping[int, float] = {onnx.TensorProto.FLOAT16: 2.0**-10, onnx.TensorProto.BFLOAT16: 2.0**-7}
 _SKELETON_ABOVE = 1024
 _INLINE_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
@@ -47,6 +66,7 @@ class Graph:
         overridable: Initializers that are graph inputs as well.
         shapes: Known shapes, symbolic dimensions by name, unknown ones None.
         types: Known element types (onnx.TensorProto numbers).
+        opset: Version of the standard operators.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -66,12 +86,21 @@ class Graph:
             self.consumers.setdefault(value.name, []).append(OUTSIDE)
         self._sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
         self.shapes, self.types = _value_types(model)
-        self._values: dict[str, np.ndarray | Refused] = {}
+        versions = [entry.version for entry in model.opset_import if entry.domain in STANDARD]
+        self.opset = max(versions, default=1)
+        self._values: dict[str, np.ndarray | Refused | None] = {}
 
     def only_consumer(self, name: str) -> int | None:
         """Index of the single node that reads `name` once, or None."""
         readers = self.consumers.get(name, [])
         return readers[0] if len(readers) == 1 and readers[0] != OUTSIDE else None
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon of the coarsest floating-point type that is computed in."""
+        made = {self.types.get(name, 0) for name in self.producer if self.constant(name) is None}
+        made |= {self.types.get(value.name, 0) for value in self.model.graph.input}
+        return max((_EPSILON[kind] for kind in made if kind in _EPSILON), default=0.0)
 
     def rank(self, name: str) -> int | None:
         """Rank of a value, or None where it is unknown."""
@@ -86,16 +115,16 @@ class Graph:
         return first == second
 
     def constant(self, name: str) -> np.ndarray | Refused | None:
-        """Value of a constant, looked up through Constant, Identity and Transpose nodes.
+        """Value of a constant, looked up through the operators of `constants.FOLDED`.
 
         Returns:
             The array, a refusal where the constant may not be used, None for a run-time value.
+
+        Raises:
+            UserError: The constant's bytes do not fit its shape and type.
         """
         if name not in self._values:
-            value = self._resolve(name)
-            if value is None:
-                return None
-            self._values[name] = value
+            self._values[name] = self._resolve(name)
         return self._values[name]
 
     def scalar(self, name: str) -> float | None:
@@ -112,29 +141,38 @@ class Graph:
                 "remove it from the graph inputs to have it lowered"
             )
         if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name])
+            return self._stored(name)
         if name in self._sparse:
-            return _densify(self._sparse[name])
-        if name not in self.producer:
+            return densify(self._sparse[name])
+        node = self.nodes[self.producer[name]] if name in self.producer else None
+        if node is None or node.domain not in STANDARD:
             return None
-        node = self.nodes[self.producer[name]]
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            return _constant_node(node)
-        if node.op_type in ("Identity", "Transpose") and node.domain in ("", "ai.onnx"):
-            value = self.constant(node.input[0])
-            if isinstance(value, np.ndarray) and node.op_type == "Transpose":
-                return np.transpose(value, attribute(node, "perm", None))
-            return value
-        return None
+        if node.op_type == "Constant":
+            value = constant_node(node)
+            return Refused(f"constant node {node.name!r} holds no plain tensor") if value is None else value
+        return self._folded(node) if node.op_type in FOLDED else None
 
+    def _stored(self, name: str) -> np.ndarray:
+        try:
+            return numpy_helper.to_array(self.initializers[name])
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"constant {name!r} of shape {list(self.initializers[name].dims)} is damaged ({error}); "
+                "write the model again"
+            ) from error
 
-def attribute(node: onnx.NodeProto, name: str, default: T) -> T:
-    """Value of a node's attribute, or `default` where it is absent."""
-    for item in node.attribute:
-        if item.name == name:
-            value: Any = onnx.helper.get_attribute_value(item)
-            return cast(T, value.decode() if isinstance(value, bytes) else value)
-    return default
+    def _folded(self, node: onnx.NodeProto) -> np.ndarray | Refused | None:
+        operands: list[np.ndarray] = []
+        refused: Refused | None = None
+        for name in node.input:
+            value = self.constant(name) if name else None
+            if value is None:
+                return None
+            if isinstance(value, Refused):
+                refused = value
+            else:
+                operands.append(value)
+        return refused or (fold(node, operands) if operands else None)
 
 
 def walk_subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -158,30 +196,6 @@ def captured(node: onnx.NodeProto) -> Iterator[str]:
         for inner in graph.node:
             yield from (name for name in inner.input if name)
         yield from (value.name for value in graph.output)
-
-
-def _constant_node(node: onnx.NodeProto) -> np.ndarray | Refused:
-    for item in node.attribute:
-        value = onnx.helper.get_attribute_value(item)
-        if item.name == "value":
-            return numpy_helper.to_array(value)
-        if item.name == "sparse_value":
-            return _densify(value)
-        if item.name in ("value_float", "value_floats"):
-            return np.asarray(value, dtype=np.float32)
-        if item.name in ("value_int", "value_ints"):
-            return np.asarray(value, dtype=np.int64)
-    return Refused(f"constant node {node.name!r} holds no plain tensor")
-
-
-def _densify(tensor: onnx.SparseTensorProto) -> np.ndarray:
-    values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
-    dense = np.zeros(tuple(tensor.dims), dtype=values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
-    return dense
 
 
 def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -210,7 +224,7 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 def _value_types(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     light = _skeleton(model)
     # where inference fails, what the file itself says about shapes is used
-    with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+    with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError, ProtobufError):
         light = onnx.shape_inference.infer_shapes(light, data_prop=True)
     shapes: dict[str, Shape] = {}
     types: dict[str, int] = {}

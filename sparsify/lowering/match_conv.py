@@ -1,4 +1,7 @@
-"""Matches two-dimensional, ungrouped convolutions with constant weights."""
+"""Matches ungrouped convolutions over one or two dimensions with constant weights.
+
+One dimension is two with a height of 1: X [n, in, length] is X [n, in, 1, length].
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import numpy as np
 import onnx
 
 from sparsify.lowering.candidate import Array, Candidate, ConvGeometry, LeftAlone, float_weight, vector_of
-from sparsify.lowering.graph import Graph, Refused, attribute
+from sparsify.lowering.graph import Dim, Graph, Refused, attribute
+from sparsify.lowering.steps import TO_FLOAT, TO_HALF, Step
 
 
 def match_conv(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | None:
-    """Reads a Conv node with constant weight [out, in, kh, kw].
+    """Reads a Conv node with constant weight [out, in, kh, kw] or [out, in, k].
 
     Args:
         graph: The indexed graph.
@@ -38,53 +42,72 @@ def match_conv(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | N
         problem = geometry.reason
     if problem or isinstance(bias, Refused) or isinstance(geometry, Refused):
         return LeftAlone(name, "Conv", shape, density, problem)
+    flat, half = weight.ndim == 3, isinstance(raw, np.ndarray) and raw.dtype == np.float16
+    into, out_of = (Step("Unsqueeze", (2,)), Step("Squeeze", (2,)))
     return Candidate(
         index=index,
         node=name,
         op="Conv",
-        weight=weight,
-        weight_key=(node.input[1], str(geometry)),
+        weight=weight[:, :, None, :] if flat else weight,
+        weight_key=(node.input[1], "Conv"),
         x=node.input[0],
         output=node.output[0],
         bias=bias,
         geometry=geometry,
         consumed=(index,),
+        before=((TO_FLOAT,) if half else ()) + ((into,) if flat else ()),
+        after=((out_of,) if flat else ()) + ((TO_HALF,) if half else ()),
+        axis=weight.ndim - 1,
+        rank=weight.ndim,
     )
 
 
 def conv_geometry(graph: Graph, node: onnx.NodeProto, kernel: tuple[int, ...]) -> ConvGeometry | Refused:
-    """Strides, explicit pads and dilations of a 2-D convolution, auto_pad resolved.
+    """Strides, explicit pads and dilations of a convolution, auto_pad resolved.
 
     Args:
-        graph: The indexed graph, for the input's height and width.
+        graph: The indexed graph, for the input's size.
         node: The Conv node.
-        kernel: (kh, kw).
+        kernel: Its kernel's size, one or two numbers; one becomes the second of two.
     """
-    strides = _pair(attribute(node, "strides", [1, 1]))
-    dilations = _pair(attribute(node, "dilations", [1, 1]))
+    dimensions = len(kernel)
+    strides, dilations = (
+        tuple(int(item) for item in attribute(node, name, [1] * dimensions))
+        for name in ("strides", "dilations")
+    )
     mode = attribute(node, "auto_pad", "NOTSET")
-    if mode == "VALID":
-        return ConvGeometry(strides, (0, 0, 0, 0), dilations)
     if mode in ("SAME_UPPER", "SAME_LOWER"):
-        return _same(graph, node, kernel, strides, dilations, upper=mode == "SAME_UPPER")
-    top, left, bottom, right = (int(item) for item in attribute(node, "pads", [0, 0, 0, 0]))
-    if min(top, left, bottom, right) < 0:
+        found = _same(graph, node, kernel, strides, dilations)
+        if isinstance(found, Refused):
+            return found
+        pads = found
+    elif mode == "VALID":
+        pads = (0,) * (2 * dimensions)
+    else:
+        pads = tuple(int(item) for item in attribute(node, "pads", [0] * (2 * dimensions)))
+    if min(pads) < 0:
         return Refused("negative padding")
-    return ConvGeometry(strides, (top, left, bottom, right), dilations)
+    if (len(strides), len(dilations), len(pads)) != (dimensions, dimensions, 2 * dimensions):
+        return Refused(f"strides, dilations or pads do not fit a {dimensions}-dimensional kernel")
+    if dimensions == 1:
+        return ConvGeometry((1, strides[0]), (0, pads[0], 0, pads[1]), (1, dilations[0]))
+    return ConvGeometry(
+        (strides[0], strides[1]), (pads[0], pads[1], pads[2], pads[3]), (dilations[0], dilations[1])
+    )
 
 
 def _same(
     graph: Graph,
     node: onnx.NodeProto,
     kernel: tuple[int, ...],
-    strides: tuple[int, int],
-    dilations: tuple[int, int],
-    *,
-    upper: bool,
-) -> ConvGeometry | Refused:
-    shape = graph.shapes.get(node.input[0], (None,) * 4)
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> tuple[int, ...] | Refused:
+    sizes: tuple[Dim, ...] = graph.shapes.get(node.input[0], (None, None, *(None for _ in kernel)))[2:]
+    if not len(sizes) == len(strides) == len(dilations) == len(kernel):
+        return Refused(f"input, strides or dilations do not fit a {len(kernel)}-dimensional kernel")
     before, after = [], []
-    for size, taps, stride, dilation in zip(shape[2:], kernel, strides, dilations, strict=True):
+    for size, taps, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         reach = (taps - 1) * dilation + 1
         if stride == 1:
             total = reach - 1
@@ -93,14 +116,15 @@ def _same(
         else:
             return Refused("auto_pad with a stride, and the input's size is not in the file")
         small = total // 2
+        upper = attribute(node, "auto_pad", "") == "SAME_UPPER"
         before.append(small if upper else total - small)
         after.append(total - small if upper else small)
-    return ConvGeometry(strides, (before[0], before[1], after[0], after[1]), dilations)
+    return (*before, *after)
 
 
 def _unsupported(node: onnx.NodeProto, weight: Array) -> str:
-    if weight.ndim != 4:
-        return f"a {weight.ndim - 2}-dimensional convolution; only 2 dimensions are lowered"
+    if weight.ndim not in (3, 4):
+        return f"a {weight.ndim - 2}-dimensional convolution; only 1 and 2 dimensions are lowered"
     groups = attribute(node, "group", 1)
     if groups != 1:
         return f"a grouped convolution (group = {groups})"
@@ -110,9 +134,8 @@ def _unsupported(node: onnx.NodeProto, weight: Array) -> str:
 def _bias(graph: Graph, node: onnx.NodeProto, outputs: int) -> Array | Refused | None:
     if len(node.input) < 3 or not node.input[2]:
         return None
-    bias = vector_of(graph.constant(node.input[2]), outputs, axis=1, rank=1)
-    return Refused("the bias is not a float32 constant") if bias is None else bias
-
-
-def _pair(values: list[int]) -> tuple[int, int]:
-    return int(values[0]), int(values[1])
+    value = graph.constant(node.input[2])
+    if isinstance(value, Refused):
+        return Refused(f"its bias cannot be taken in: {value.reason}")
+    bias = vector_of(value, outputs, axis=1, rank=1)
+    return Refused("the bias is a run-time value or no float constant") if bias is None else bias

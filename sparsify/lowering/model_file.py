@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import numpy_helper
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, numpy_helper
 
 from sparsify.errors import UserError
+from sparsify.lowering.graph import STANDARD
+from sparsify.lowering.integrity import ITEM_BYTES, check_model, in_order, stored_tensors
 
 EXTERNAL_ABOVE = 2**31 - 2**20
 """Bytes of constants above which they go to a file of their own; a protobuf ends at 2³¹ − 1."""
 
 _KEEP_INLINE = 1024
+_HOIST_ABOVE = 1 << 16
 _ALIGN = 64
+_INITIALIZERS_STAND_ALONE = 4  # IR version from which an initializer need not be a graph input
 
 
 def read_model(path: Path) -> onnx.ModelProto:
     """Reads an ONNX file with its external data.
+
+    Its nodes come in an order that runs, and large Constant nodes as initializers.
 
     Raises:
         UserError: No such file, not ONNX, damaged, or external data that is missing.
@@ -32,10 +39,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, RuntimeError, ValueError) as error:
-        hint = "it is damaged or not ONNX"
-        if path.read_bytes()[:40].startswith(b"version https://git-lfs"):
-            hint = "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-        raise UserError(f"{path}: cannot be read as an ONNX model: {hint} ({error})") from error
+        raise UserError(f"{path}: cannot be read as an ONNX model: {_hint(path)} ({error})") from error
     if not model.ir_version or not model.graph.node:
         raise UserError(f"{path}: holds no ONNX graph; it is damaged or not ONNX")
     try:
@@ -45,7 +49,38 @@ def read_model(path: Path) -> onnx.ModelProto:
             f"{path}: its external data cannot be read ({error}); "
             "put the data file beside the model under the name that the model refers to"
         ) from error
+    check_model(model, str(path))
+    in_order(model.graph, str(path))
+    _hoist_constants(model)
     return model
+
+
+def _hint(path: Path) -> str:
+    with path.open("rb") as stream:
+        start = stream.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    if path.stat().st_size >= 2**31:
+        return "one file holds at most 2 GB; save the model with external data"
+    return "it is damaged or not ONNX"
+
+
+def _hoist_constants(model: onnx.ModelProto) -> None:
+    """Makes initializers of large Constant nodes: only those can move out, and inference stays light."""
+    if model.ir_version < _INITIALIZERS_STAND_ALONE:
+        return
+    kept = []
+    for node in model.graph.node:
+        tensor = node.attribute[0].t if node.op_type == "Constant" and len(node.attribute) == 1 else None
+        if tensor is None or _bytes(tensor) <= _HOIST_ABOVE or node.domain not in STANDARD:
+            kept.append(node)
+        else:
+            model.graph.initializer.append(tensor)
+            model.graph.initializer[-1].name = node.output[0]
+    if len(kept) < len(model.graph.node):
+        copies = onnx.GraphProto(node=kept)
+        del model.graph.node[:]
+        model.graph.node.extend(copies.node)
 
 
 @contextmanager
@@ -59,9 +94,10 @@ def staged(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
         path: Where the model is to appear, whole or not at all.
 
     Raises:
-        UserError: The directory is missing or cannot be written.
+        UserError: The directory is missing or cannot be written, or the model is too large for the format.
     """
     beside = path.with_name(f".{path.stem}.{os.getpid()}.partial.onnx")
+    older = set(path.parent.glob(f"{path.stem}-*.data")) if path.parent.is_dir() else set()
     data: Path | None = None
     try:
         try:
@@ -69,10 +105,14 @@ def staged(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
             beside.write_bytes(model.SerializeToString())
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error}") from error
+        except (EncodeError, ValueError) as error:
+            raise UserError(
+                f"{path}: even without its constants the model exceeds the 2 GB of one file ({error})"
+            ) from error
         yield beside
         beside.replace(path)
     except BaseException:
-        if data is not None:
+        if data is not None and data not in older:
             data.unlink(missing_ok=True)
         raise
     finally:
@@ -100,24 +140,37 @@ def _data_files(path: Path) -> set[str]:
     model = onnx.load(path, load_external_data=False)
     return {
         entry.value
-        for tensor in model.graph.initializer
+        for tensor in stored_tensors(model)
         for entry in tensor.external_data
         if entry.key == "location"
     }
 
 
+def _bytes(tensor: TensorProto) -> int:
+    return int(math.prod(tensor.dims)) * ITEM_BYTES.get(tensor.data_type, 1)
+
+
 def _constant_bytes(model: onnx.ModelProto) -> int:
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    return sum(map(_bytes, stored_tensors(model)))
+
+
+def _content(tensor: TensorProto) -> bytes:
+    """Bytes of a tensor as external data holds them; none for strings, which it cannot hold."""
+    if tensor.data_type == TensorProto.STRING:
+        return b""
+    if tensor.HasField("raw_data"):
+        return bytes(tensor.raw_data)
+    return bytes(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
 
 
 def _move_constants_out(model: onnx.ModelProto, path: Path) -> Path:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.data")
     digest = hashlib.sha256()
-    moved: list[tuple[onnx.TensorProto, int, int]] = []
+    moved: list[tuple[TensorProto, int, int]] = []
     try:
         with partial.open("wb") as stream:
-            for tensor in model.graph.initializer:
-                content = numpy_helper.to_array(tensor).tobytes()
+            for tensor in stored_tensors(model):
+                content = _content(tensor)
                 if len(content) < _KEEP_INLINE:
                     continue
                 stream.write(b"\0" * (-stream.tell() % _ALIGN))
@@ -131,7 +184,7 @@ def _move_constants_out(model: onnx.ModelProto, path: Path) -> Path:
     for tensor, offset, length in moved:
         for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
             tensor.ClearField(field)
-        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", data.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
     return data

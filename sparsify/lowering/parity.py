@@ -17,17 +17,23 @@ Two float32 summation orders over a few thousand terms differ by some ten epsilo
 models multiply that by their depth. A wrong weight, index or bias is far above.
 """
 
+COARSE = 16
+"""The same in epsilons of a coarser type, in which nodes are rounded at their end, not at every term."""
+
 _SMALLEST_SCALE = 1e-3
 _SENTINEL = 1e30  # masked logits and the like: compared, but no scale for the rest
 
 
-def compare(expected: Mapping[str, Array], actual: Mapping[str, Array], *, what: str) -> float:
+def compare(
+    expected: Mapping[str, Array], actual: Mapping[str, Array], *, what: str, epsilon: float = 0.0
+) -> float:
     """Checks outputs against a reference.
 
     Args:
         expected: Reference outputs by name.
         actual: Outputs to check by name.
         what: What was compared with what, for the message.
+        epsilon: Epsilon of the coarsest type that the models compute in, where that is not the outputs'.
 
     Returns:
         Largest absolute difference of any floating-point output.
@@ -49,7 +55,7 @@ def compare(expected: Mapping[str, Array], actual: Mapping[str, Array], *, what:
         if reference.dtype.kind != "f":
             _compare_exact(name, reference, value, what)
         elif reference.size:
-            worst = max(worst, _compare_floats(name, reference, value, what))
+            worst = max(worst, _compare_floats(name, reference, value, what, epsilon))
     if not compared:
         raise ParityError(f"{what}: the model returns no numbers to compare on these inputs")
     return worst
@@ -61,7 +67,7 @@ def _compare_exact(name: str, reference: Array, value: Array, what: str) -> None
         raise ParityError(f"{what}: {wrong} of {reference.size} entries of output {name!r} differ")
 
 
-def _compare_floats(name: str, reference: Array, value: Array, what: str) -> float:
+def _compare_floats(name: str, reference: Array, value: Array, what: str, epsilon: float) -> float:
     first, second = reference.astype(np.float64), value.astype(np.float64)
     finite = np.isfinite(first)
     same = np.array_equal(first[~finite], second[~finite], equal_nan=True)
@@ -76,7 +82,7 @@ def _compare_floats(name: str, reference: Array, value: Array, what: str) -> flo
     ordinary = np.abs(first) < _SENTINEL
     scale = max(_SMALLEST_SCALE, float(np.max(np.abs(first), where=ordinary, initial=0.0)))
     difference = np.abs(first - second)
-    share = max(TOLERANCE, 4 * float(np.finfo(reference.dtype).eps))
+    share = max(TOLERANCE, COARSE * max(epsilon, float(np.finfo(reference.dtype).eps)))
     allowed = share * np.where(ordinary, scale, np.abs(first))
     worst = float(np.max(difference, where=ordinary, initial=0.0))
     if (difference > allowed).any():

@@ -76,7 +76,7 @@ def _check(graph: Graph, source: Path, lowered: Path, inputs: Mapping[str, Array
     onnx.checker.check_model(str(lowered))
     feeds, expected = reference_run(graph, source, inputs)
     actual = Session(lowered).run(feeds)
-    return compare(expected, actual, what="lowered model against its source")
+    return compare(expected, actual, what="lowered model against its source", epsilon=graph.epsilon)
 
 
 def layer_reports(matches: Sequence[Match], decisions: Mapping[int, Decision]) -> tuple[LayerReport, ...]:

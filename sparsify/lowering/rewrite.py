@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from sparsify.errors import SparsifyError
-from sparsify.lowering.candidate import Array, Candidate
-from sparsify.lowering.graph import Graph, reads
+from sparsify.lowering.candidate import Candidate
+from sparsify.lowering.constants import FOLDED
+from sparsify.lowering.emission import Emitter, NewConstants
+from sparsify.lowering.graph import STANDARD, Graph, reads, walk_subgraphs
 from sparsify.runtime import layouts
 from sparsify.runtime.layouts import Packed
 from sparsify.runtime.session import DOMAIN
@@ -24,7 +25,7 @@ class Packer:
     """Packs weights once each, however many nodes or attempts use them."""
 
     def __init__(self) -> None:
-        self._packed: dict[tuple[str, str, str], Packed] = {}
+        self._packed: dict[Hashable, Packed] = {}
 
     def pack(self, candidate: Candidate, layout: str) -> Packed:
         """Packed form of a candidate's weight, checked against the weight.
@@ -32,7 +33,7 @@ class Packer:
         Raises:
             SparsifyError: Unpacking does not give the weight back.
         """
-        key = (*candidate.weight_key, layout)
+        key = (candidate.fingerprint, candidate.geometry, layout)
         if key not in self._packed:
             self._packed[key] = _pack(candidate, layout)
         return self._packed[key]
@@ -50,43 +51,27 @@ def rewrite(graph: Graph, chosen: Mapping[int, tuple[Candidate, str]], packer: P
         A new model; constants that only replaced nodes used are gone.
     """
     replaced = {index for candidate, _ in chosen.values() for index in candidate.consumed}
-    taken = set(graph.initializers) | set(graph.producer) | set(graph.consumers)
-    constants = NewConstants(taken | {value.name for value in graph.model.graph.input})
+    emitter = Emitter(graph, NewConstants(names_in(graph)))
     placed = {max(candidate.consumed): (candidate, layout) for candidate, layout in chosen.values()}
     nodes: list[onnx.NodeProto] = []
     for index, node in enumerate(graph.nodes):
         if index in placed:
             candidate, layout = placed[index]
-            nodes.append(sparse_node(candidate, packer.pack(candidate, layout), constants))
+            nodes.extend(emitter.nodes(candidate, packer.pack(candidate, layout)))
         elif index not in replaced:
             nodes.append(node)
-    return _assemble(graph, _drop_dead(graph, nodes, replaced), constants)
+    return _assemble(graph, _drop_dead(graph, nodes, replaced), emitter)
 
 
-class NewConstants:
-    """New initializers under names that are free.
-
-    Attributes:
-        tensors: What was added, by name.
-    """
-
-    def __init__(self, taken: Container[str]) -> None:
-        self.tensors: dict[str, onnx.TensorProto] = {}
-        self._taken = taken
-        self._names: dict[Hashable, str] = {}
-
-    def add(self, name: str, value: Array, *, key: Hashable = None) -> str:
-        """Stores a constant and returns its name; with a `key`, one of the same key is stored once."""
-        if key is not None and key in self._names:
-            return self._names[key]
-        unique, suffix = name, 0
-        while unique in self._taken or unique in self.tensors:
-            suffix += 1
-            unique = f"{name}.{suffix}"
-        self.tensors[unique] = numpy_helper.from_array(np.ascontiguousarray(value), unique)
-        if key is not None:
-            self._names[key] = unique
-        return unique
+def names_in(graph: Graph) -> set[str]:
+    """All names of values in a model, those inside its subgraphs included."""
+    names = set(graph.initializers) | set(graph.producer) | set(graph.consumers)
+    names |= {value.name for value in graph.model.graph.input}
+    for node in graph.nodes:
+        for inner in walk_subgraphs(node):
+            names |= {name for item in inner.node for name in (*item.input, *item.output)}
+            names |= {value.name for value in (*inner.input, *inner.initializer)}
+    return names
 
 
 def _pack(candidate: Candidate, layout: str) -> Packed:
@@ -107,30 +92,16 @@ def _pack(candidate: Candidate, layout: str) -> Packed:
     return packed
 
 
-def sparse_node(candidate: Candidate, packed: Packed, constants: NewConstants) -> onnx.NodeProto:
-    """The operator that stands for a candidate; its constants are added to `constants`."""
-    bias = "" if candidate.bias is None else constants.add(f"{candidate.node}.bias", candidate.bias)
-    key = (*candidate.weight_key, packed.layout)
-    weights = [
-        constants.add(f"{candidate.weight_key[0]}.{packed.layout}.{i}", tensor, key=(*key, i))
-        for i, tensor in enumerate(packed.tensors)
-    ]
-    attributes: dict[str, Any] = {**packed.attributes, "activation": candidate.activation}
-    inputs = [candidate.x, bias, candidate.residual or "", *weights]
-    return helper.make_node(
-        packed.operator, inputs, [candidate.output], name=candidate.node, domain=DOMAIN, **attributes
-    )
-
-
 def _drop_dead(graph: Graph, nodes: Sequence[onnx.NodeProto], replaced: set[int]) -> list[onnx.NodeProto]:
-    """Drops the Identity, Transpose and Constant nodes that only fed replaced nodes."""
-    suspects = {name for index in replaced for name in graph.nodes[index].input}
+    """Drops what only fed replaced nodes, and steps whose result the next operator takes from before them."""
+    gone = [graph.nodes[index] for index in replaced]
+    suspects = {name for node in gone for name in (*node.input, *node.output)}
     readers = Counter(name for node in nodes for name in reads(node))
     readers.update(value.name for value in graph.model.graph.output)
     kept: list[onnx.NodeProto] = []
     for node in reversed(nodes):
-        constant = node.op_type in ("Identity", "Transpose", "Constant") and len(node.output) == 1
-        if constant and node.output[0] in suspects and not readers[node.output[0]]:
+        droppable = node.domain in STANDARD and (node.op_type in FOLDED or node.op_type == "Constant")
+        if droppable and node.output[0] in suspects and not readers[node.output[0]]:
             suspects.update(node.input)
             readers.subtract(node.input)
         else:
@@ -138,7 +109,7 @@ def _drop_dead(graph: Graph, nodes: Sequence[onnx.NodeProto], replaced: set[int]
     return kept[::-1]
 
 
-def _assemble(graph: Graph, nodes: list[onnx.NodeProto], constants: NewConstants) -> onnx.ModelProto:
+def _assemble(graph: Graph, nodes: list[onnx.NodeProto], emitter: Emitter) -> onnx.ModelProto:
     source = graph.model
     model = onnx.ModelProto(
         ir_version=source.ir_version,
@@ -156,29 +127,46 @@ def _assemble(graph: Graph, nodes: list[onnx.NodeProto], constants: NewConstants
     target.name, target.doc_string = source.graph.name, source.graph.doc_string
     target.node.extend(nodes)
     target.input.extend(source.graph.input)
-    target.output.extend(source.graph.output)
+    target.output.extend(_shaped(graph, value) for value in source.graph.output)
     target.quantization_annotation.extend(source.graph.quantization_annotation)
     target.metadata_props.extend(source.graph.metadata_props)
     used = {name for node in nodes for name in reads(node)} | {value.name for value in target.output}
     used |= graph.overridable
     target.initializer.extend(tensor for tensor in source.graph.initializer if tensor.name in used)
-    target.initializer.extend(constants.tensors.values())
+    target.initializer.extend(tensor for name, tensor in emitter.constants.tensors.items() if name in used)
     target.sparse_initializer.extend(
         tensor for tensor in source.graph.sparse_initializer if tensor.values.name in used
     )
-    target.value_info.extend(_value_info(graph, nodes))
+    target.value_info.extend(_value_info(graph, nodes, emitter.infos))
     return model
 
 
-def _value_info(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.ValueInfoProto]:
-    """What the source says about values that still exist, and what is known of sparse nodes' results."""
-    made = {name for node in nodes for name in node.output}
+def _value_info(
+    graph: Graph, nodes: Sequence[onnx.NodeProto], new: Sequence[onnx.ValueInfoProto]
+) -> Iterator[onnx.ValueInfoProto]:
+    """Type and shape of every value between nodes, as far as source, inference and emission know them."""
+    made = dict.fromkeys(name for node in nodes for name in node.output if name)
+    known = {value.name: value for value in new}
+    known |= {value.name: value for value in graph.model.graph.value_info}
     listed = {value.name for value in graph.model.graph.output}
-    for value in graph.model.graph.value_info:
-        listed.add(value.name)
-        if value.name in made:
-            yield value
-    for node in nodes:
-        name = node.output[0] if node.output else ""
-        if node.domain == DOMAIN and name not in listed and name in graph.shapes:
-            yield helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, graph.shapes[name])
+    for name in made:
+        if name in listed:
+            continue
+        if name in graph.shapes and name in graph.types and not _has_shape(known.get(name)):
+            yield helper.make_tensor_value_info(name, graph.types[name], graph.shapes[name])
+        elif name in known:
+            yield known[name]
+
+
+def _shaped(graph: Graph, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """A graph output, with the inferred shape where the source gives none."""
+    name = value.name
+    if _has_shape(value) or name not in graph.shapes or not value.type.tensor_type.elem_type:
+        return value
+    return helper.make_tensor_value_info(name, graph.types[name], graph.shapes[name])
+
+
+def _has_shape(value: onnx.ValueInfoProto | None) -> bool:
+    if value is None:
+        return False
+    return not value.type.HasField("tensor_type") or value.type.tensor_type.HasField("shape")

@@ -13,10 +13,18 @@ import numpy as np
 import onnxruntime
 
 from sparsify.errors import RuntimeLibraryError, UserError
-from sparsify.runtime.library import library_path
+from sparsify.runtime.profile_events import node_times
+from sparsify.runtime.session_options import (
+    THREADS_KEY,
+    Provider,
+    check_providers,
+    make_options,
+    register,
+)
+
+__all__ = ["DOMAIN", "THREADS_KEY", "Session", "Value"]
 
 DOMAIN = "ai.sparsify"
-THREADS_KEY = "ai.sparsify.threads"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _NUMPY = {
@@ -65,9 +73,11 @@ class Session:
         model: str | Path | bytes,
         *,
         threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
+        provider_options: Sequence[Mapping[str, Any]] | None = None,
         profile: bool = False,
         config: Mapping[str, str] | None = None,
+        session_options: onnxruntime.SessionOptions | None = None,
         **options: Any,
     ) -> None:
         """Opens a model.
@@ -75,9 +85,12 @@ class Session:
         Args:
             model: Path of an ONNX file, or its bytes.
             threads: Threads within an operator; None leaves the choice to ONNX Runtime.
-            providers: Execution providers, in order of preference.
+            providers: Execution providers in order of preference: names, or names with their options.
+            provider_options: Options of each provider, as ONNX Runtime's session takes them.
             profile: Collect what `profile` reports.
             config: Entries for `SessionOptions.add_session_config_entry`.
+            session_options: ONNX Runtime's own options to start from; the operators are registered in them,
+                and what else is given here is set in them. They may serve several sessions.
             **options: Attributes of `onnxruntime.SessionOptions`, such as `graph_optimization_level`.
 
         Raises:
@@ -88,26 +101,43 @@ class Session:
             raise UserError(f"there is no file {str(model)!r}")
         self._name = "the model" if isinstance(model, bytes) else str(model)
         self._profile_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if profile else None
-        _check_providers(providers)
-        built = _options(threads, config or {}, options)
+        check_providers(providers, provider_options)
+        built = make_options(session_options, threads, config or {}, options)
+        before = built.enable_profiling, built.profile_file_prefix
         if self._profile_folder is not None:
             built.enable_profiling = True
             built.profile_file_prefix = str(Path(self._profile_folder.name) / "profile")
-        missing = _register(built)
+        missing = register(built)
         try:
             source = model if isinstance(model, bytes) else str(model)
-            self.raw = onnxruntime.InferenceSession(source, built, providers=list(providers))
+            self.raw = onnxruntime.InferenceSession(
+                source, built, providers=list(providers), provider_options=provider_options
+            )
         except Exception as error:  # ONNX Runtime's errors have no base class of their own
             raise self._open_error(error, missing) from error
+        finally:
+            built.enable_profiling, built.profile_file_prefix = before
         self.inputs = tuple(map(_value, self.raw.get_inputs()))
         self.outputs = tuple(map(_value, self.raw.get_outputs()))
 
     @overload
-    def run(self, feeds: Mapping[str, Any], /) -> dict[str, Array]: ...
-    @overload
-    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], /) -> list[Array]: ...
     def run(
-        self, first: Mapping[str, Any] | Sequence[str] | None, input_feed: Mapping[str, Any] | None = None, /
+        self, feeds: Mapping[str, Any], /, *, run_options: onnxruntime.RunOptions | None = None
+    ) -> dict[str, Array]: ...
+    @overload
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        /,
+        run_options: onnxruntime.RunOptions | None = None,
+    ) -> list[Array]: ...
+    def run(
+        self,
+        first: Mapping[str, Any] | Sequence[str] | None,
+        input_feed: Mapping[str, Any] | None = None,
+        /,
+        run_options: onnxruntime.RunOptions | None = None,
     ) -> dict[str, Array] | list[Array]:
         """Runs the model once; several threads may do so at the same time.
 
@@ -116,6 +146,7 @@ class Session:
         Args:
             first: An array for every input, or the names of the outputs to compute.
             input_feed: An array for every input, in the second form.
+            run_options: ONNX Runtime's options of one run.
 
         Returns:
             The outputs by name in the first form; a list, in the order asked for, in the second.
@@ -124,10 +155,10 @@ class Session:
             UserError: An input is missing, unknown, or of a wrong type or shape, or the model fails on it.
         """
         if isinstance(first, Mapping):
-            return self._run(first, None)
+            return self._run(first, None, run_options)
         if input_feed is None:
             raise UserError("run takes feeds, or output names (None for all) and feeds")
-        return list(self._run(input_feed, first).values())
+        return list(self._run(input_feed, first, run_options).values())
 
     def get_inputs(self) -> list[Any]:
         """Inputs as ONNX Runtime describes them."""
@@ -137,7 +168,49 @@ class Session:
         """Outputs as ONNX Runtime describes them."""
         return list(self.raw.get_outputs())
 
-    def _run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None) -> dict[str, Array]:
+    def get_providers(self) -> list[str]:
+        """Execution providers in use, in order of preference."""
+        return list(self.raw.get_providers())
+
+    def get_modelmeta(self) -> Any:
+        """The model's metadata as ONNX Runtime describes it."""
+        return self.raw.get_modelmeta()
+
+    def io_binding(self) -> Any:
+        """A new `onnxruntime.IOBinding`, for inputs and outputs that stay in the caller's memory."""
+        return self.raw.io_binding()
+
+    def run_with_iobinding(self, binding: Any, run_options: onnxruntime.RunOptions | None = None) -> None:
+        """Runs the model on what is bound; outputs are where the binding says.
+
+        Args:
+            binding: From `io_binding`.
+            run_options: ONNX Runtime's options of one run.
+
+        Raises:
+            UserError: The model fails on what is bound.
+        """
+        try:
+            self.raw.run_with_iobinding(binding, run_options)
+        except Exception as error:  # ONNX Runtime's errors have no base class of their own
+            raise UserError(f"{self._name} failed on what is bound: {error}") from error
+
+    def end_profiling(self) -> str:
+        """Ends the profiling that `enable_profiling=True` began, and returns the path of ONNX Runtime's file.
+
+        Raises:
+            UserError: The session was opened with `profile=True`, whose file `profile` reads.
+        """
+        if self._profile_folder is not None:
+            raise UserError("this session was opened with profile=True: call profile() for its times")
+        return str(self.raw.end_profiling())
+
+    def _run(
+        self,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None,
+        run_options: onnxruntime.RunOptions | None,
+    ) -> dict[str, Array]:
         arrays = self._check_feeds(feeds)
         names = [value.name for value in self.outputs]
         unknown = [name for name in outputs or () if name not in names]
@@ -145,7 +218,7 @@ class Session:
             raise UserError(f"{self._name} has no output {unknown[0]!r}; its outputs are {', '.join(names)}")
         wanted = names if outputs is None else list(outputs)
         try:
-            results = self.raw.run(wanted, arrays)
+            results = self.raw.run(wanted, arrays, run_options)
         except Exception as error:  # ONNX Runtime's errors have no base class of their own
             raise UserError(f"{self._name} failed on these inputs: {error}") from error
         return dict(zip(wanted, results, strict=True))
@@ -154,7 +227,7 @@ class Session:
         """Ends profiling and returns the time of every node, longest first.
 
         Returns:
-            Rows with `node`, `op`, `calls`, `us` (median microseconds a call) and `share` (of the sum).
+            What `profile_events.node_times` says: `node`, `op`, `calls`, `us`, `share`, and shapes.
 
         Raises:
             UserError: The session was opened without `profile=True`, or this was called before.
@@ -165,19 +238,7 @@ class Session:
         events = json.loads(path.read_text(encoding="utf-8"))
         self._profile_folder.cleanup()
         self._profile_folder = None
-        times: dict[tuple[str, str], list[float]] = {}
-        for event in events:
-            name = event.get("name", "")
-            if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-                key = (name.removesuffix("_kernel_time"), event["args"]["op_name"])
-                times.setdefault(key, []).append(float(event["dur"]))
-        medians = {key: float(np.median(durations)) for key, durations in times.items()}
-        total = max(sum(medians.values()), 1e-9)
-        rows = [
-            {"node": node, "op": op, "calls": len(times[node, op]), "us": median, "share": median / total}
-            for (node, op), median in medians.items()
-        ]
-        return sorted(rows, key=lambda row: -row["share"])
+        return node_times(events)
 
     def _check_feeds(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         expected = {value.name: value for value in self.inputs}
@@ -201,51 +262,14 @@ class Session:
         text = str(error)
         if missing is not None and DOMAIN in text:
             return missing
+        if "Domain already set" in text:
+            return UserError(
+                "the session options have the sparse operators registered already, and a session registers "
+                "them itself: leave register_custom_ops_library out"
+            )
         if "Sparse" in text and "node '" in text:
             return RuntimeLibraryError(f"{self._name} has a sparse node that cannot run here: {text}")
         return UserError(f"ONNX Runtime cannot open {self._name}: {text}")
-
-
-def _check_providers(providers: Sequence[str]) -> None:
-    available = onnxruntime.get_available_providers()
-    for provider in providers:
-        if provider not in available:
-            raise UserError(
-                f"this ONNX Runtime has no provider {provider!r}; it has {', '.join(available)}. "
-                "For CUDAExecutionProvider, install onnxruntime-gpu."
-            )
-
-
-def _options(
-    threads: int | None, config: Mapping[str, str], extra: Mapping[str, Any]
-) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised; printing it as well helps nobody
-    if threads is not None:
-        if threads < 1:
-            raise UserError(f"threads must be at least 1, not {threads}")
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry(THREADS_KEY, str(threads))
-    for name, value in extra.items():
-        if name.startswith("_") or not hasattr(options, name) or callable(getattr(options, name)):
-            raise UserError(f"onnxruntime.SessionOptions has no setting {name!r}")
-        setattr(options, name, value)
-    for key, entry in config.items():
-        options.add_session_config_entry(key, entry)
-    return options
-
-
-def _register(options: onnxruntime.SessionOptions) -> RuntimeLibraryError | None:
-    """Registers the operators; without the library a dense model still runs, so its lack is only returned."""
-    try:
-        path = library_path()
-    except RuntimeLibraryError as error:
-        return error
-    try:
-        options.register_custom_ops_library(str(path))
-    except Exception as error:  # ONNX Runtime's errors have no base class of their own
-        raise RuntimeLibraryError(f"ONNX Runtime cannot load {path}: {error}") from error
-    return None
 
 
 def _value(arg: onnxruntime.NodeArg) -> Value:

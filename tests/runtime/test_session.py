@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,8 @@ import pytest
 from onnx import helper
 
 from sparsify.errors import RuntimeLibraryError, UserError
-from sparsify.runtime import Session, layouts
+from sparsify.runtime import Session, layouts, library_path
+from sparsify.runtime.profile_events import node_times
 from sparsify.runtime.reference import sparse_conv, sparse_linear
 from tests.runtime.graphs import masked, model, one_node, sparse_mlp, sparse_node, values
 
@@ -202,6 +204,110 @@ def test_session_options_pass_through(tmp_path: Path):
     np.testing.assert_allclose(
         Session(path, graph_optimization_level=level).run(x)["y"], Session(path).run(x)["y"], rtol=1e-6
     )
+
+
+def test_the_callers_own_options_serve_several_sessions(tmp_path: Path):
+    path, x = sparse_mlp(tmp_path / "mlp.onnx"), {"x": values((3, 24))}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    first, second = (Session(path, session_options=options) for _ in range(2))
+    assert options.get_session_config_entry("ai.sparsify.threads") == "2"
+    np.testing.assert_array_equal(first.run(x)["y"], second.run(x)["y"])
+    profiled = Session(path, session_options=options, profile=True)
+    assert not options.enable_profiling
+    profiled.run(x)
+    assert {"first", "second"} <= {row["node"] for row in profiled.profile()}
+    own = onnxruntime.SessionOptions()
+    own.register_custom_ops_library(str(library_path()))
+    with pytest.raises(UserError, match="leave register_custom_ops_library out"):
+        Session(path, session_options=own)
+
+
+def test_threads_said_as_a_setting_reach_the_operators(tmp_path: Path):
+    options = onnxruntime.SessionOptions()
+    Session(sparse_mlp(tmp_path / "mlp.onnx"), session_options=options, intra_op_num_threads=3)
+    assert options.get_session_config_entry("ai.sparsify.threads") == "3"
+    with pytest.raises(UserError, match="intra_op_num_threads"):
+        Session(tmp_path / "mlp.onnx", intra_op_num_threads="many")
+
+
+def test_providers_take_options(tmp_path: Path):
+    path, name = sparse_mlp(tmp_path / "mlp.onnx"), "CPUExecutionProvider"
+    assert Session(path, providers=[(name, {})]).get_providers() == [name]
+    assert Session(path, provider_options=[{}]).get_providers() == [name]
+    with pytest.raises(UserError, match="2 entries for 1 providers"):
+        Session(path, provider_options=[{}, {}])
+    with pytest.raises(UserError, match="NoSuchProvider"):
+        Session(path, providers=[("NoSuchProvider", {})])
+
+
+def test_bound_inputs_and_outputs_stay_in_the_callers_memory(tmp_path: Path):
+    session, x = Session(sparse_mlp(tmp_path / "mlp.onnx")), values((5, 24))
+    want = session.run({"x": x})["y"]
+    y = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((5, 24), np.float32))
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", x)
+    binding.bind_ortvalue_output("y", y)
+    session.run_with_iobinding(binding, onnxruntime.RunOptions())
+    np.testing.assert_array_equal(y.numpy(), want)
+    broken = session.io_binding()
+    broken.bind_cpu_input("x", values((5, 25)))
+    broken.bind_output("y")
+    with pytest.raises(UserError, match="failed on what is bound"):
+        session.run_with_iobinding(broken)
+
+
+def test_one_run_can_be_stopped_by_its_options(tmp_path: Path):
+    session, x = Session(sparse_mlp(tmp_path / "mlp.onnx")), {"x": values((5, 24))}
+    stop = onnxruntime.RunOptions()
+    stop.terminate = True
+    for call in (lambda: session.run(x, run_options=stop), lambda: session.run(None, x, stop)):
+        with pytest.raises(UserError, match="terminate"):
+            call()
+    assert session.run(x)["y"].shape == (5, 24)
+
+
+def test_sessions_in_several_threads_do_not_disturb_each_other(tmp_path: Path):
+    path, x = sparse_mlp(tmp_path / "mlp.onnx"), values((70, 24))
+    want = Session(path, threads=1).run({"x": x})["y"]
+
+    def open_and_run(threads: int) -> list[np.ndarray]:
+        session = Session(path, threads=threads)
+        return [session.run({"x": x[:rows]})["y"] for rows in (1, 7, 70)]
+
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(open_and_run, [1, 2, 3, 1, 2, 4] * 3))
+    for got in results:
+        for rows, y in zip((1, 7, 70), got, strict=True):
+            np.testing.assert_allclose(y, want[:rows], rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_runtimes_own_profile_can_be_had(tmp_path: Path):
+    path = sparse_mlp(tmp_path / "mlp.onnx")
+    session = Session(path, enable_profiling=True, profile_file_prefix=str(tmp_path / "trace"))
+    session.run({"x": values((3, 24))})
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    rows = {row["node"]: row for row in node_times(events)}
+    assert rows["first"]["inputs"][0] == [3, 24]
+    assert rows["first"]["outputs"] == [[3, 40]]
+    with pytest.raises(UserError, match="call profile"):
+        Session(path, profile=True).end_profiling()
+
+
+def test_nodes_without_names_are_told_apart():
+    events = [
+        {
+            "cat": "Node",
+            "name": "_kernel_time",
+            "dur": dur,
+            "args": {"op_name": "Reorder", "node_index": index, "output_type_shape": [{"float": [1, 2]}]},
+        }
+        for index, dur in ((0, 5), (1, 15), (0, 5), (1, 15))
+    ]
+    rows = node_times(events)
+    assert [(row["us"], row["calls"], row["share"]) for row in rows] == [(15, 2, 0.75), (5, 2, 0.25)]
+    assert rows[0]["outputs"] == [[1, 2]]
+    assert rows[0]["inputs"] == []
 
 
 def test_without_the_library_dense_models_run_and_sparse_ones_say_what_to_do(

@@ -57,7 +57,7 @@ def test_same_padding_of_an_unknown_size(tmp_path):
     ("built", "reason"),
     [
         (conv_model(sparse_array(8, 2, 3, 3), group=2), "group = 2"),
-        (conv_model(sparse_array(8, 5, 3), size=(9,)), "1-dimensional"),
+        (conv_model(sparse_array(8, 5, 3, 3, 3), size=(9, 9, 9)), "3-dimensional"),
         (
             conv_model(sparse_array(8, 5, 3, 3), size=("h", "w_"), auto_pad="SAME_UPPER", strides=[2, 2]),
             "auto_pad",
@@ -70,16 +70,37 @@ def test_left_alone_with_a_reason(tmp_path, built, reason):
     assert reason in report.layers[0].reason
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_batchnorm_folds_into_the_convolution(tmp_path, bias):
-    built = conv_model(sparse_array(8, 5, 3, 3), bias=bias)
-    generator = np.random.default_rng(3)
-    constants = {name: generator.random(8, dtype=np.float32) + 0.5 for name in ("g", "s", "m", "v")}
-    conv = node("Conv", list(built.graph.node[0].input), "h")
-    norm = node("BatchNormalization", ["h", "g", "s", "m", "v"], "z", epsilon=0.1)
-    relu = node("Relu", ["z"], "y")
-    stored = {"w": sparse_array(8, 5, 3, 3)} | ({"b": np.ones(8, np.float32)} if bias else {})
-    built = model([conv, norm, relu], {"x": ("n", 5, 9, 11)}, {"y": ("n", 8, None, None)}, constants | stored)
-    _, result = lowered(built, tmp_path)
-    assert operators(result) == ["SparseConv"]
-    assert attributes(result.graph.node[0])["activation"] == "relu"
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pads": [2, 1], "strides": [2]},
+        {"dilations": [3]},
+        {"auto_pad": "SAME_UPPER", "strides": [2]},
+        {"auto_pad": "SAME_LOWER", "strides": [3]},
+    ],
+)
+def test_one_dimension_with_everything_behind_it(tmp_path, options):
+    shape = ("n", 8, None if options else 7)
+    nodes = [
+        node("Conv", ["x", "w", "b"], "h", **options),
+        node("Add", ["h", "h2"], "s"),
+        node("Relu", ["s"], "y"),
+        node("Conv", ["x", "w", "b"], "h2", **options),
+    ]
+    constants = {"w": sparse_array(8, 5, 3), "b": np.ones(8, np.float32)}
+    built = model([nodes[0], nodes[3], *nodes[1:3]], {"x": ("n", 5, 9)}, {"y": shape}, constants)
+    report, result = lowered(built, tmp_path)
+    assert operators(result) == ["Unsqueeze", "SparseConv", "SparseConv", "Squeeze"]
+    assert report.layers[0].shape == (8, 5, 3)
+
+
+def test_bias_that_is_no_constant_is_named(tmp_path):
+    built = model(
+        [node("Conv", ["x", "w", "b"], "y")],
+        {"x": ("n", 5, 9, 9), "b": (8,)},
+        {"y": ("n", 8, 9, 9)},
+        {"w": sparse_array(8, 5, 1, 1)},
+    )
+    report, _ = lowered(built, tmp_path)
+    assert "bias" in report.layers[0].reason

@@ -130,7 +130,7 @@ def test_missing_folder(tmp_path, built):
 
 
 def test_unknown_layout(tmp_path):
-    with pytest.raises(UserError, match="unknown layout 'coo'; choose one of csr, .*dense"):
+    with pytest.raises(UserError, match=r"unknown layout 'coo'; choose one of csr, .*dense"):
         lower(tmp_path / "a.onnx", tmp_path / "b.onnx", layout="coo")
 
 

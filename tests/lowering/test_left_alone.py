@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -23,9 +24,9 @@ def test_initializer_that_is_an_input_too(tmp_path):
     assert "graph input" in report.layers[0].reason
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("dtype", [np.dtype(np.float64), np.dtype(ml_dtypes.bfloat16)])
 def test_other_floats(tmp_path, dtype):
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    kind = helper.np_dtype_to_tensor_dtype(dtype)
     built = model(
         [node("MatMul", ["x", "w"], "y")],
         {"x": ("n", 24)},
@@ -35,7 +36,7 @@ def test_other_floats(tmp_path, dtype):
     )
     report, result = lowered(built, tmp_path)
     assert operators(result) == ["MatMul"]
-    assert np.dtype(dtype).name in report.layers[0].reason
+    assert f"{dtype.name}; only float32 and float16" in report.layers[0].reason
 
 
 def test_quantized_weight(tmp_path):
@@ -44,6 +45,98 @@ def test_quantized_weight(tmp_path):
     report, result = lowered(model(nodes, {"x": ("n", 24)}, {"y": ("n", 40)}, constants), tmp_path)
     assert operators(result) == ["DequantizeLinear", "MatMul"]
     assert "quantized" in report.layers[0].reason
+
+
+def test_weight_that_is_quantized_and_back_in_the_graph(tmp_path):
+    nodes = [
+        node("QuantizeLinear", ["v", "s", "zero"], "q"),
+        node("DequantizeLinear", ["q", "s", "zero"], "d"),
+        node("Transpose", ["d"], "t", perm=[1, 0]),
+        node("QuantizeLinear", ["x", "s", "zero"], "xq"),
+        node("DequantizeLinear", ["xq", "s", "zero"], "xd"),
+        node("Gemm", ["xd", "t"], "y"),
+    ]
+    constants = {"v": W.T.copy(), "s": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
+    report, result = lowered(model(nodes, {"x": ("n", 24)}, {"y": ("n", 40)}, constants), tmp_path)
+    assert "Gemm" in operators(result)
+    assert "quantized" in report.layers[0].reason
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "attributes", "weights", "shape", "rank", "reason"),
+    [
+        ("ConvTranspose", ["x", "w"], {}, [(3, 4, 2, 2)], (1, 3, 5, 5), 4, "transposed convolution"),
+        ("Einsum", ["x", "w"], {"equation": "ij,jk->ik"}, [(3, 4)], (2, 3), 2, "general product"),
+        ("GRU", ["x", "w", "r"], {"hidden_size": 4}, [(1, 12, 3), (1, 12, 4)], (2, 1, 3), 4, "recurrent"),
+    ],
+)
+def test_operators_without_a_sparse_form(tmp_path, op, inputs, attributes, weights, shape, rank, reason):
+    constants = {name: sparse_array(*dims) for name, dims in zip(inputs[1:], weights, strict=True)}
+    report, result = lowered(
+        model([node(op, inputs, "y", **attributes)], {"x": shape}, {"y": (None,) * rank}, constants), tmp_path
+    )
+    assert operators(result) == [op]
+    assert reason in report.layers[0].reason
+    assert report.layers[0].shape == weights[0] or op == "GRU"
+
+
+def test_integer_operator(tmp_path):
+    built = model(
+        [node("MatMulInteger", ["x", "w"], "y")],
+        {"x": ("n", 24)},
+        {"y": ("n", 40)},
+        {"w": (W > 0).astype(np.int8)},
+        types={"x": TensorProto.INT8, "y": TensorProto.INT32},
+    )
+    report, _ = lowered(built, tmp_path)
+    assert "integer" in report.layers[0].reason
+
+
+def test_node_inside_a_function(tmp_path):
+    function = helper.make_function(
+        "local", "Layer", ["a", "b"], ["c"], [node("MatMul", ["a", "b"], "c")], [helper.make_opsetid("", 20)]
+    )
+    call = helper.make_node("Layer", ["x", "w"], ["h"], domain="local")
+    nodes = [call, node("MatMul", ["h", "v"], "y")]
+    built = model([node("MatMul", ["x", "w"], "y")], {"x": ("n", 24)}, {"y": ("n", 8)}, {"w": W[:, :8]})
+    del built.graph.node[:]
+    built.graph.node.extend(nodes)
+    built.graph.initializer.extend([numpy_helper.from_array(sparse_array(8, 8), "v")])
+    built.functions.append(function)
+    built.opset_import.append(helper.make_opsetid("local", 1))
+    report, result = lowered(built, tmp_path)
+    assert operators(result) == ["Layer", "SparseLinear"]
+    assert [layer.decision for layer in report.layers] == ["sparse", "dense"]
+    assert "inside the function 'Layer'" in report.layers[1].reason
+
+
+@pytest.mark.parametrize("op", ["Loop", "Scan"])
+def test_node_inside_a_loop(tmp_path, op):
+    def info(name, kind, shape):
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    inner = [node("MatMul", ["h", "v"], "next"), node("Identity", ["next"], "kept")]
+    outs = [info("next", TensorProto.FLOAT, (3, 24)), info("kept", TensorProto.FLOAT, (3, 24))]
+    state = info("h", TensorProto.FLOAT, (3, 24))
+    if op == "Loop":
+        inner.append(node("Identity", ["go"], "on"))
+        given = [info("i", TensorProto.INT64, ()), info("go", TensorProto.BOOL, ()), state]
+        outs = [info("on", TensorProto.BOOL, ()), *outs]
+        inputs, attributes = ["times", "", "x"], {}
+    else:
+        given = [state, info("step", TensorProto.FLOAT, (1,))]
+        inputs, attributes = ["x", "steps"], {"num_scan_inputs": 1}
+    body = helper.make_graph(inner, "body", given, outs)
+    loop = helper.make_node(op, inputs, ["last", "all"], name="loop", body=body, **attributes)
+    stored = {"v": sparse_array(24, 24), "w": W, "times": np.array(3), "steps": np.zeros((3, 1), np.float32)}
+    stored.pop("steps" if op == "Loop" else "times")
+    nodes = [loop, node("MatMul", ["last", "w"], "y")]
+    report, result = lowered(
+        model(nodes, {"x": (3, 24)}, {"y": (3, 40), "all": (None, 3, 24)}, stored), tmp_path
+    )
+    assert operators(result) == [op, "SparseLinear"]
+    assert [layer.decision for layer in report.layers] == ["dense", "sparse"]
+    assert f"inside a subgraph of {op} node 'loop'" in report.layers[0].reason
 
 
 def test_node_in_a_subgraph_and_what_it_captures(tmp_path):

@@ -28,6 +28,7 @@ _LAZY = {
     "coord_check": "sparsify.studies",
     "sweep": "sparsify.studies",
     "lower": "sparsify.lowering",
+    "what_if": "sparsify.lowering",
 }
 _SUBMODULES = ("dst", "errors", "passes", "runtime")
 
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
         trace,
         transform,
     )
-    from sparsify.lowering import lower
+    from sparsify.lowering import lower, what_if
     from sparsify.studies import coord_check, sweep
     from sparsify.train import merge_delta
 
@@ -74,6 +75,7 @@ __all__ = [
     "sweep",
     "trace",
     "transform",
+    "what_if",
 ]
 
 

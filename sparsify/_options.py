@@ -96,6 +96,30 @@ MultipleOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[str, typer.Option("--threads", help="Thread counts, comma-separated.")]
+BatchesOption = Annotated[str, typer.Option("--batch", help="Batch sizes, comma-separated.")]
+SizesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--size",
+        metavar="NAME=N",
+        help="Size of a free dimension other than the batch, e.g. sequence=128. Repeatable.",
+    ),
+]
+
+
+def named_sizes(texts: list[str]) -> dict[str, int]:
+    """Reads `NAME=N` options.
+
+    Raises:
+        BadParameter: A text is something else.
+    """
+    sizes = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if not (name and equals and number.isdecimal() and int(number)):
+            raise typer.BadParameter(f"{text!r} is not NAME=N, such as sequence=128", param_hint="--size")
+        sizes[name] = int(number)
+    return sizes
 
 
 def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:

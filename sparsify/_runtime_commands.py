@@ -3,32 +3,64 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sparsify import _views as views
 from sparsify._console import Format, Output
-from sparsify._options import FormatOption, ThreadsOption, numbers
+from sparsify._options import BatchesOption, FormatOption, SizesOption, ThreadsOption, named_sizes, numbers
+from sparsify._progress import Progress
 
 
 def lower(
     source: Annotated[
         Path, typer.Argument(metavar="IN.onnx", help="Any ONNX file with zeros in its weights.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="ONNX file to write; only --what-if needs none.")
+    ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Decide by measuring on this machine.")] = False,
-    layout: Annotated[str | None, typer.Option(help="Force a layout: csr or dense.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Force a layout: csr, blocks-R, or dense.")] = None,
+    what_if: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SPARSITY", help="Cut so many of a dense model's weights and time what it gains."
+        ),
+    ] = None,
+    pattern: Annotated[
+        str, typer.Option(help="With --what-if: unstructured, fan-in, N:M or RxC, e.g. 4x1.")
+    ] = "unstructured",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads to decide for; all cores if not given.")
+    ] = None,
+    batch: BatchesOption = "",
+    size: SizesOption = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="With --tune: measure again, and keep nothing on disk.")
+    ] = False,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Replace nodes of an ONNX file by sparse operators where they are faster.
 
-    Example: sparsify lower pruned.onnx -o sparse.onnx
+    Example: sparsify lower pruned.onnx -o sparse.onnx --tune --batch 1,8 --threads 2
+
+    Example: sparsify lower dense.onnx --what-if 0.9 --pattern 4x1
     """
     from sparsify import commands
 
+    if output is None and what_if is None:
+        raise typer.BadParameter("say where the result goes", param_hint="-o/--output")
+    if pattern != "unstructured" and what_if is None:
+        raise typer.BadParameter("a pattern is imposed by --what-if only", param_hint="--pattern")
     out = Output(output_format)
-    data = commands.lower(source, output, tune=tune, layout=layout)
+    options: dict[str, Any] = {"tune": tune, "layout": layout, "threads": threads, "cache": not no_cache}
+    options["batches"] = numbers(batch, int, "--batch") if batch else []
+    options["sizes"] = named_sizes(size or [])
+    with Progress(out.talk) as progress:
+        data = commands.lower(
+            source, output, what_if=what_if, pattern=pattern, **options, progress=progress.update
+        )
     out.result(data)
     views.lower(out, data)
 

@@ -157,7 +157,30 @@ def lower(out: Output, data: Mapping[str, Any]) -> None:
     nodes = data["nodes"]
     out.line(f"{nodes['sparse']} sparse and {nodes['dense']} dense nodes, {data['bytes']:,} bytes")
     out.line(f"largest absolute error: {data['max_abs_error']:.2e}")
-    out.line(f"written: {data['output']}")
+    if data.get("what_if"):
+        _what_if(out, data["what_if"])
+    if data["output"]:
+        out.line(f"written: {data['output']}" + (" (its weights were cut)" if data.get("what_if") else ""))
+
+
+def _what_if(out: Output, data: Mapping[str, Any]) -> None:
+    """Shows what imposed sparsity would gain."""
+    rows = [
+        (
+            ", ".join(f"{name} {_shape(shape)}" for name, shape in row["inputs"].items()),
+            data["threads"],
+            row["dense_ms"],
+            row["lowered_ms"],
+            row["speedup"],
+        )
+        for row in data["results"]
+    ]
+    title = f"with {data['sparsity']:.0%} of the weights cut, {data['pattern']}"
+    if rows:
+        out.table(title, ("inputs", "threads", "dense ms", "sparse ms", "speedup"), rows)
+    else:
+        out.line(f"{title}: no layer would be faster sparse")
+    out.line(data["note"])
 
 
 def bench(out: Output, data: Mapping[str, Any]) -> None:

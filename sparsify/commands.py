@@ -226,12 +226,23 @@ def export(
     return report.to_dict() | {"output": str(output)}
 
 
-def lower(source: Path, output: Path, *, tune: bool, layout: str | None) -> dict[str, Any]:
-    """Lowers an ONNX file."""
+def lower(
+    source: Path, output: Path | None, *, what_if: float | None = None, pattern: str = "", **options: Any
+) -> dict[str, Any]:
+    """Lowers an ONNX file; with `what_if` imposes sparsity on it first, and needs no output.
+
+    Raises:
+        UserError: There is no output and nothing is imposed.
+    """
     from sparsify import lowering
 
-    report = lowering.lower(source, output, tune=tune, layout=layout)
-    return report.to_dict() | {"output": str(output)}
+    if what_if is not None:
+        report = lowering.what_if(source, what_if, output, pattern=pattern, **options)
+    elif output is None:
+        raise UserError("say where the result goes with -o")
+    else:
+        report = lowering.lower(source, output, **options)
+    return report.to_dict() | {"output": None if output is None else str(output)}
 
 
 def bench(

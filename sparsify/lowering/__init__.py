@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sparsify.lowering.contents import describe
+from sparsify.lowering.imposed_sparsity import what_if
 from sparsify.lowering.pipeline import lower
-from sparsify.lowering.report import LayerReport, LowerReport, NodeCounts
+from sparsify.lowering.report import LayerReport, LowerReport, NodeCounts, WhatIf
 
-__all__ = ["LayerReport", "LowerReport", "NodeCounts", "describe", "lower"]
+__all__ = ["LayerReport", "LowerReport", "NodeCounts", "WhatIf", "describe", "lower", "what_if"]

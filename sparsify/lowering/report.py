@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,6 +39,57 @@ class NodeCounts:
 
 
 @dataclass(frozen=True)
+class FileTimes:
+    """Times of a whole model, dense and lowered, in alternating blocks of one process.
+
+    Attributes:
+        inputs: Shape of every input.
+        dense_ms: Median milliseconds of the file as it was.
+        lowered_ms: Median milliseconds of the lowered file.
+    """
+
+    inputs: Mapping[str, list[int]]
+    dense_ms: float
+    lowered_ms: float
+
+    @property
+    def speedup(self) -> float:
+        """Dense time over lowered time."""
+        return self.dense_ms / self.lowered_ms
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What a dense model would gain from sparsity that was imposed on it.
+
+    Attributes:
+        sparsity: Share of the weights that was cut, in the layers that became sparse.
+        pattern: What the masks look like.
+        threads: Threads within an operator.
+        results: Times for each set of inputs; empty where no layer was faster sparse.
+        bytes_dense: Size of the dense file.
+        note: What this says nothing about.
+    """
+
+    sparsity: float
+    pattern: str
+    threads: int
+    results: tuple[FileTimes, ...]
+    bytes_dense: int
+    note: str
+
+    @property
+    def speedup(self) -> float:
+        """The smallest over all inputs; 1.0 where nothing was faster sparse."""
+        return min((times.speedup for times in self.results), default=1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries and lists."""
+        results = [asdict(times) | {"speedup": times.speedup} for times in self.results]
+        return asdict(self) | {"results": results, "speedup": self.speedup}
+
+
+@dataclass(frozen=True)
 class LowerReport:
     """Result of an export or a lowering.
 
@@ -46,15 +98,19 @@ class LowerReport:
         max_abs_error: Largest absolute difference of any output from the source's.
         bytes: Size of the written model, external data included.
         layers: One entry a weight-bearing node, in the file's order.
+        what_if: What imposed sparsity would gain, where that was asked.
     """
 
     nodes: NodeCounts
     max_abs_error: float
     bytes: int
     layers: tuple[LayerReport, ...]
+    what_if: WhatIf | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain dictionaries and lists."""
-        return asdict(self) | {
+        """The report as plain dictionaries and lists; `what_if` only where it was asked."""
+        found = asdict(self) | {
             "layers": [asdict(layer) | {"shape": list(layer.shape)} for layer in self.layers]
         }
+        del found["what_if"]
+        return found if self.what_if is None else found | {"what_if": self.what_if.to_dict()}

@@ -13,8 +13,8 @@ from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.graph import STANDARD, Graph
 from sparsify.lowering.steps import TO_HALF, inverse
 
-KERNEL_ACTIVATIONS = frozenset({"relu", "gelu", "gelu_tanh"})
-"""Activations that the kernels compute; others that are recognised ("silu", "clip") stay nodes."""
+KERNEL_ACTIVATIONS = frozenset({"relu", "gelu", "gelu_tanh", "silu", "clip"})
+"""Activations that the kernels compute; others that are recognised stay nodes."""
 
 
 def fuse(graph: Graph, candidate: Candidate, taken: Container[int] = ()) -> Candidate:

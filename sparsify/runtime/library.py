@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparsify.errors import RuntimeLibraryError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ENVIRONMENT_VARIABLE = "SPARSIFY_LIBRARY"
 _ADVICE = "install the package with `pip install .` (this needs a C++17 compiler), or set SPARSIFY_LIBRARY"
 
@@ -41,7 +41,14 @@ class ConvAttributes(ctypes.Structure):
 class RunOptions(ctypes.Structure):
     """`sparsify_run_options` of the C ABI; null pointers mean absent."""
 
-    _fields_ = (("bias", c_void_p), ("residual", c_void_p), ("activation", c_int32), ("threads", c_int32))
+    _fields_ = (
+        ("bias", c_void_p),
+        ("residual", c_void_p),
+        ("activation", c_int32),
+        ("threads", c_int32),
+        ("low", c_float),
+        ("high", c_float),
+    )
 
 
 _HANDLE = POINTER(c_void_p)

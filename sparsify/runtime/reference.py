@@ -14,17 +14,22 @@ from sparsify.errors import UserError
 from sparsify.runtime.layouts import Packed, unpack
 
 Array = npt.NDArray[np.floating]
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh")
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "clip")
+
+Bounds = tuple[float, float]
+UNBOUNDED: Bounds = (-math.inf, math.inf)
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def activate(x: Array, activation: str) -> Array:
+def activate(x: Array, activation: str, bounds: Bounds = UNBOUNDED) -> Array:
     """Applies a fused activation.
 
     Args:
         x: Any shape.
-        activation: One of `ACTIVATIONS`; `gelu` is the exact one, `gelu_tanh` its approximation.
+        activation: One of `ACTIVATIONS`; `gelu` is the exact one, `gelu_tanh` its approximation, `silu`
+            is x · sigmoid(x), `clip` min(max(x, low), high).
+        bounds: low and high of `clip`.
 
     Raises:
         UserError: An unknown activation.
@@ -37,6 +42,10 @@ def activate(x: Array, activation: str) -> Array:
         return np.asarray(0.5 * x * (1 + (_erf(x / math.sqrt(2)) if x.size else x)))
     if activation == "gelu_tanh":
         return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    if activation == "silu":
+        return np.asarray(x / (1 + np.exp(np.minimum(-x, 700))))
+    if activation == "clip":
+        return np.asarray(np.minimum(np.maximum(x, bounds[0]), bounds[1]))
     raise UserError(f"unknown activation {activation!r}; there are {', '.join(ACTIVATIONS)}")
 
 
@@ -50,14 +59,14 @@ def _product(x: Array, weight: npt.NDArray[np.float32]) -> Array:
 
 
 def _finish(
-    sums: Array, bias: Array | None, residual: Array | None, activation: str
+    sums: Array, bias: Array | None, residual: Array | None, activation: str, bounds: Bounds
 ) -> npt.NDArray[np.float32]:
     """Sums with their channels last, so that the bias broadcasts; the residual has their shape."""
     if bias is not None:
         sums = sums + bias
     if residual is not None:
         sums = sums + residual
-    return np.asarray(activate(sums, activation), dtype=np.float32)
+    return np.asarray(activate(sums, activation, bounds), dtype=np.float32)
 
 
 def sparse_linear(
@@ -66,9 +75,10 @@ def sparse_linear(
     bias: Array | None = None,
     residual: Array | None = None,
     activation: str = "none",
+    bounds: Bounds = UNBOUNDED,
 ) -> npt.NDArray[np.float32]:
     """SparseLinear: X `[..., in]`, bias `[out]`, residual and Y `[..., out]`."""
-    return _finish(_product(x, unpack(packed)), bias, residual, activation)
+    return _finish(_product(x, unpack(packed)), bias, residual, activation, bounds)
 
 
 def _extents(packed: Packed, name: str) -> list[int]:
@@ -101,6 +111,7 @@ def sparse_conv(
     bias: Array | None = None,
     residual: Array | None = None,
     activation: str = "none",
+    bounds: Bounds = UNBOUNDED,
 ) -> npt.NDArray[np.float32]:
     """SparseConv: X `[N, in, H, W]`, bias `[out]`, residual and Y `[N, out, H', W']`.
 
@@ -109,4 +120,4 @@ def sparse_conv(
     """
     sums = _product(unfold(x, packed), unpack(packed).reshape(packed.shape[0], -1))
     last = None if residual is None else np.moveaxis(residual, 1, -1)
-    return np.ascontiguousarray(np.moveaxis(_finish(sums, bias, last, activation), -1, 1))
+    return np.ascontiguousarray(np.moveaxis(_finish(sums, bias, last, activation, bounds), -1, 1))

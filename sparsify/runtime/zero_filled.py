@@ -79,7 +79,8 @@ def _expand(
         value = build.add("Conv", x, tensors[0].name, *([bias] if bias else []), **geometry)
     if residual:
         value = build.add("Add", value, residual)
-    value = _activate(build, value, activation, tensors)
+    bounds = tuple(attributes[name] for name in ("clip_min", "clip_max") if name in attributes)
+    value = _activate(build, value, activation, bounds, tensors)
     build.rename(value, node.output[0])
     return build.nodes, tensors
 
@@ -102,7 +103,13 @@ class _Chain:
             node.output[:] = [new if name == old else name for name in node.output]
 
 
-def _activate(build: _Chain, value: str, activation: str, tensors: list[onnx.TensorProto]) -> str:
+def _activate(
+    build: _Chain,
+    value: str,
+    activation: str,
+    bounds: tuple[float, ...],
+    tensors: list[onnx.TensorProto],
+) -> str:
     def constant(number: float) -> str:
         name = f"{tensors[0].name}.{len(tensors)}"
         tensors.append(numpy_helper.from_array(np.array(number, np.float32), name))
@@ -112,6 +119,10 @@ def _activate(build: _Chain, value: str, activation: str, tensors: list[onnx.Ten
         return value
     if activation == "relu":
         return build.add("Relu", value)
+    if activation == "silu":
+        return build.add("Mul", value, build.add("Sigmoid", value))
+    if activation == "clip":
+        return build.add("Clip", value, *(constant(bound) for bound in bounds))
     if activation == "gelu":
         scaled = build.add("Erf", build.add("Div", value, constant(math.sqrt(2))))
     elif activation == "gelu_tanh":

@@ -77,6 +77,7 @@ class Kernel:
         residual: np.ndarray | None = None,
         activation: str = "none",
         threads: int = 1,
+        bounds: tuple[float, float] = (0.0, 6.0),
         guard: int = 64,
     ) -> np.ndarray:
         """Runs with sentinels around the output, and checks that they survive."""
@@ -87,7 +88,7 @@ class Kernel:
         if size:
             y[:] = np.nan
         options = library.RunOptions(
-            _address(bias), _address(residual), ACTIVATIONS.index(activation), threads
+            _address(bias), _address(residual), ACTIVATIONS.index(activation), threads, *bounds
         )
         sizes = (x.size // x.shape[-1],) if self.kind == "linear" else (x.shape[0], *x.shape[2:])
         function = getattr(self.native, f"sparsify_{self.kind}_run")

@@ -35,6 +35,7 @@ SLOTS = {
     "CreateCpuMemoryInfo": 69,
     "AllocatorAlloc": 75,
     "AllocatorFree": 76,
+    "KernelInfoGetAttribute_float": 85,
     "KernelInfoGetAttribute_int64": 86,
     "KernelInfoGetAttribute_string": 87,
     "KernelContext_GetInput": 90,

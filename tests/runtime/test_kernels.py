@@ -14,6 +14,7 @@ from tests.runtime.test_layouts import blocks, sparse
 
 KERNELS = supported_kernels()
 BATCHES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 70]
+BOUNDS = (-0.5, 0.75)
 EPSILON = float(np.finfo(np.float32).eps)
 
 
@@ -41,8 +42,9 @@ def check(kernel: str, packed: Packed, x: np.ndarray, *, ends: bool = True, thre
     bias = normal((packed.shape[0],), 2) if ends else None
     residual = normal(native.output_shape(x), 3) if ends else None
     for activation in ACTIVATIONS if ends else ("none",):
-        got = native.run(x, bias, residual, activation, threads)
-        assert close(got, reference(packed, x, bias, residual, activation), bound(packed, x)), activation
+        got = native.run(x, bias, residual, activation, threads, BOUNDS)
+        want = reference(packed, x, bias, residual, activation, BOUNDS)
+        assert close(got, want, bound(packed, x)), activation
 
 
 def test_table_lists_scalar_first_and_best_last() -> None:
@@ -208,13 +210,13 @@ def test_non_finite_inputs_reach_only_the_rows_that_use_them(kernel: str, batch:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("batch", [1, 64])
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu", "clip"])
 def test_activations_over_their_whole_range(kernel: str, batch: int, activation: str) -> None:
     packed = pack_linear(np.eye(64, dtype=np.float32))
     x = np.linspace(-30, 30, batch * 64, dtype=np.float32).reshape(batch, 64)
     x.flat[:4] = (0.0, 1e-6, -1e-6, 1e4)
-    got = Kernel(packed, kernel).run(x, activation=activation)
-    want = sparse_linear(x, packed, activation=activation)
+    got = Kernel(packed, kernel).run(x, activation=activation, bounds=BOUNDS)
+    want = sparse_linear(x, packed, activation=activation, bounds=BOUNDS)
     assert (np.abs(got - want) <= 4 * EPSILON * np.maximum(1, np.abs(x))).all()
 
 

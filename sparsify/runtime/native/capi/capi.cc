@@ -30,7 +30,7 @@ struct sparsify_conv {
 
 namespace {
 
-constexpr int32_t kAbiVersion = 1;
+constexpr int32_t kAbiVersion = 2;
 
 std::string& LastError() {
   thread_local std::string message;
@@ -69,10 +69,13 @@ void RunThreads(void*, size_t count, void (*task)(void*, size_t), void* argument
 }
 
 bool Convert(const sparsify_run_options* options, Epilogue* epilogue, ParallelFor* parallel) {
-  if (options->activation < 0 || options->activation > 3 || options->threads < 1) return false;
+  if (options->activation < 0 || options->activation >= sparsify::kActivations || options->threads < 1)
+    return false;
   epilogue->bias = options->bias;
   epilogue->residual = options->residual;
   epilogue->activation = static_cast<sparsify::Activation>(options->activation);
+  epilogue->low = options->low;
+  epilogue->high = options->high;
   parallel->run = &RunThreads;
   parallel->threads = options->threads;
   return true;

@@ -37,8 +37,9 @@ typedef struct {
 typedef struct {
   const float* bias;
   const float* residual;
-  int32_t activation; /* 0 none, 1 relu, 2 gelu, 3 gelu_tanh */
+  int32_t activation; /* 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu, 5 clip */
   int32_t threads;
+  float low, high; /* of clip */
 } sparsify_run_options;
 
 SPARSIFY_API int32_t sparsify_abi_version(void);

@@ -74,7 +74,8 @@ struct OrtApi {
   SPARSIFY_ORT_SKIP(70, 5);
   SPARSIFY_ORT_FN(AllocatorAlloc, OrtAllocator* allocator, size_t bytes, void** out);
   SPARSIFY_ORT_FN(AllocatorFree, OrtAllocator* allocator, void* memory);
-  SPARSIFY_ORT_SKIP(77, 9);
+  SPARSIFY_ORT_SKIP(77, 8);
+  SPARSIFY_ORT_FN(KernelInfoGetAttribute_float, const OrtKernelInfo* info, const char* name, float* out);
   SPARSIFY_ORT_FN(KernelInfoGetAttribute_int64, const OrtKernelInfo* info, const char* name, int64_t* out);
   SPARSIFY_ORT_FN(KernelInfoGetAttribute_string, const OrtKernelInfo* info, const char* name, char* out, size_t* size);
   SPARSIFY_ORT_SKIP(88, 2);
@@ -133,6 +134,7 @@ SPARSIFY_ORT_SLOT(65, GetTensorTypeAndShape);
 SPARSIFY_ORT_SLOT(69, CreateCpuMemoryInfo);
 SPARSIFY_ORT_SLOT(75, AllocatorAlloc);
 SPARSIFY_ORT_SLOT(76, AllocatorFree);
+SPARSIFY_ORT_SLOT(85, KernelInfoGetAttribute_float);
 SPARSIFY_ORT_SLOT(86, KernelInfoGetAttribute_int64);
 SPARSIFY_ORT_SLOT(87, KernelInfoGetAttribute_string);
 SPARSIFY_ORT_SLOT(90, KernelContext_GetInput);

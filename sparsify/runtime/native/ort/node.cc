@@ -124,13 +124,32 @@ std::string NodeInfo::String(const char* name) const {
   return value;
 }
 
-Activation NodeInfo::ReadActivation() const {
+float NodeInfo::Float(const char* name) const {
+  float value = 0.0f;
+  if (OrtStatus* status = api_.KernelInfoGetAttribute_float(info_, name, &value)) {
+    api_.ReleaseStatus(status);
+    Fail(std::string("float attribute '") + name + "' is missing");
+  }
+  return value;
+}
+
+Epilogue NodeInfo::ReadActivation() const {
+  static constexpr const char* kNames[kActivations] = {"none", "relu", "gelu", "gelu_tanh", "silu", "clip"};
   const std::string name = String("activation");
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  Fail("unknown activation '" + name + "'; this library knows none, relu, gelu and gelu_tanh");
+  std::string known;
+  for (int32_t i = 0; i < kActivations; ++i) {
+    known += std::string(i > 0 ? ", " : "") + kNames[i];
+    if (name != kNames[i]) continue;
+    Epilogue ending;
+    ending.activation = static_cast<Activation>(i);
+    if (ending.activation == Activation::kClip) {
+      ending.low = Float("clip_min");
+      ending.high = Float("clip_max");
+      if (!(ending.low <= ending.high)) Fail("clip_min must not be above clip_max");
+    }
+    return ending;
+  }
+  Fail("unknown activation '" + name + "'; this library knows " + known);
 }
 
 const OrtValue* NodeInfo::Constant(size_t index) const {

@@ -61,7 +61,9 @@ class NodeInfo {
   int64_t Int(const char* name) const;
   std::vector<int64_t> Ints(const char* name, size_t count) const;
   std::string String(const char* name) const;
-  Activation ReadActivation() const;
+  float Float(const char* name) const;
+  // The activation and its bounds; bias and residual are left out.
+  Epilogue ReadActivation() const;
   // The packed tensors; they must be initializers. Valid while the session lives.
   std::vector<PackedTensor> Packed() const;
   // The bias, checked to be [out], where it is an initializer; null where it is absent or computed.

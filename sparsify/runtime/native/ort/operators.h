@@ -21,7 +21,7 @@ class SparseLinear {
 
  private:
   std::string label_;
-  Activation activation_;
+  Epilogue ending_;              // the activation
   const float* bias_ = nullptr;  // where it is an initializer
   std::unique_ptr<LinearKernel> kernel_;
 };
@@ -36,14 +36,14 @@ class SparseConv {
 
  private:
   std::string label_;
-  Activation activation_;
+  Epilogue ending_;              // the activation
   const float* bias_ = nullptr;  // where it is an initializer
   std::unique_ptr<ConvKernel> kernel_;
 };
 
 // What is fused into one call: bias [out], the constant one or else the input, and residual (y's shape).
 // Throws where a shape does not fit.
-Epilogue ReadEpilogue(const Context& context, const std::string& label, Activation activation,
+Epilogue ReadEpilogue(const Context& context, const std::string& label, const Epilogue& ending,
                       const float* constant_bias, int64_t out, const std::vector<int64_t>& y_dims);
 
 }  // namespace sparsify::ort

@@ -50,7 +50,7 @@ void SparseConv::InferShape(ShapeInference& shapes) {
   shapes.SetOutput(dims);
 }
 
-SparseConv::SparseConv(const NodeInfo& node) : label_(node.label()), activation_(node.ReadActivation()) {
+SparseConv::SparseConv(const NodeInfo& node) : label_(node.label()), ending_(node.ReadActivation()) {
   ConvAttributes attributes;
   attributes.out_channels = node.Int("out_channels");
   attributes.in_channels = node.Int("in_channels");
@@ -84,8 +84,7 @@ void SparseConv::Compute(Context& context, const Settings& settings) const {
                 " is too small for the kernel, or too large");
   }
   const std::vector<int64_t> y_dims = {batch, attributes.out_channels, out_height, out_width};
-  const Epilogue epilogue =
-      ReadEpilogue(context, label_, activation_, bias_, attributes.out_channels, y_dims);
+  const Epilogue epilogue = ReadEpilogue(context, label_, ending_, bias_, attributes.out_channels, y_dims);
   float* y = context.Output(y_dims);
   if (batch == 0) return;
   void* scratch =

@@ -16,7 +16,7 @@ void SparseLinear::InferShape(ShapeInference& shapes) {
   shapes.SetOutput(dims);
 }
 
-SparseLinear::SparseLinear(const NodeInfo& node) : label_(node.label()), activation_(node.ReadActivation()) {
+SparseLinear::SparseLinear(const NodeInfo& node) : label_(node.label()), ending_(node.ReadActivation()) {
   LinearAttributes attributes;
   attributes.out_features = node.Int("out_features");
   attributes.in_features = node.Int("in_features");
@@ -37,8 +37,7 @@ void SparseLinear::Compute(Context& context, const Settings& settings) const {
   }
   std::vector<int64_t> y_dims = x.dims;
   y_dims.back() = attributes.out_features;
-  const Epilogue epilogue =
-      ReadEpilogue(context, label_, activation_, bias_, attributes.out_features, y_dims);
+  const Epilogue epilogue = ReadEpilogue(context, label_, ending_, bias_, attributes.out_features, y_dims);
   float* y = context.Output(y_dims);
   const int64_t rows = Product(x.dims, 0, x.dims.size() - 1);
   if (rows == 0) return;
@@ -46,10 +45,9 @@ void SparseLinear::Compute(Context& context, const Settings& settings) const {
   kernel_->Run(x.data, rows, epilogue, y, context.Parallel(settings.threads), scratch);
 }
 
-Epilogue ReadEpilogue(const Context& context, const std::string& label, Activation activation,
+Epilogue ReadEpilogue(const Context& context, const std::string& label, const Epilogue& ending,
                       const float* constant_bias, int64_t out, const std::vector<int64_t>& y_dims) {
-  Epilogue epilogue;
-  epilogue.activation = activation;
+  Epilogue epilogue = ending;
   epilogue.bias = constant_bias;
   if (constant_bias == nullptr) {
     const Tensor bias = context.Input(kBias);

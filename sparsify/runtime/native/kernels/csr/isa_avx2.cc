@@ -132,7 +132,7 @@ void StoreRows(const float* panel, int64_t first, int64_t last, int64_t columns,
         const int64_t target = (column + i) * stride + row;
         __m256 v = V::Add(r[i], bias);
         if (epilogue.residual != nullptr) v = V::Add(v, V::LoadFirst(epilogue.residual + target, rows));
-        V::StoreFirst(y + target, rows, Activate<V, A>(v));
+        V::StoreFirst(y + target, rows, Activate<V, A>(v, epilogue));
       }
     }
   }

@@ -126,7 +126,7 @@ void PackRows(const float* x, int64_t stride, int64_t columns, int64_t depth, fl
 // Four columns of a panel become four rows of y.
 template <Activation A>
 void StoreFour(const float* source, int64_t spacing, int64_t rows, int64_t columns, __m512 bias,
-               const float* residual, float* y, int64_t stride) {
+               const float* residual, float* y, int64_t stride, const Epilogue& epilogue) {
   __m512 r[4];
   if (rows >= 16) {
     SPARSIFY_UNROLL
@@ -142,7 +142,7 @@ void StoreFour(const float* source, int64_t spacing, int64_t rows, int64_t colum
     if (i >= columns) return;
     __m512 v = V::Add(r[i], bias);
     if (residual != nullptr) v = V::Add(v, V::LoadFirst(residual + i * stride, rows));
-    V::StoreFirst(y + i * stride, rows, Activate<V, A>(v));
+    V::StoreFirst(y + i * stride, rows, Activate<V, A>(v, epilogue));
   }
 }
 
@@ -162,7 +162,8 @@ void StoreRows(const float* panel, int64_t first, int64_t last, int64_t columns,
         const int64_t target = column * stride + row;
         StoreFour<A>(panel + (row - first) * spacing + column, spacing, rows, columns - column,
                      epilogue.bias != nullptr ? V::LoadFirst(epilogue.bias + row, rows) : V::Zero(),
-                     epilogue.residual != nullptr ? epilogue.residual + target : nullptr, y + target, stride);
+                     epilogue.residual != nullptr ? epilogue.residual + target : nullptr, y + target, stride,
+                     epilogue);
       }
     }
   }
@@ -284,7 +285,7 @@ void StoreLanes(const __m512* sum, const RowMajor& operand, int64_t first, int64
     const int64_t target = b * operand.y_stride + first;
     __m512 v = V::Add(sum[b], bias);
     if (epilogue.residual != nullptr) v = V::Add(v, V::LoadFirst(epilogue.residual + target, lanes));
-    V::StoreFirst(operand.y + target, lanes, Activate<V, A>(v));
+    V::StoreFirst(operand.y + target, lanes, Activate<V, A>(v, epilogue));
   }
 }
 

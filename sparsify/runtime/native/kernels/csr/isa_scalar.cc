@@ -7,14 +7,19 @@ namespace sparsify {
 namespace csr {
 namespace {
 
-float Activate(float x, Activation activation) {
-  switch (activation) {
+float Activate(float x, const Epilogue& epilogue) {
+  switch (epilogue.activation) {
     case Activation::kRelu:
       return x < 0.0f ? 0.0f : x;
     case Activation::kGelu:
       return 0.5f * x * std::erfc(-0.70710678f * x);
     case Activation::kGeluTanh:
       return 0.5f * x * (1.0f + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    case Activation::kSilu:
+      return x < -88.0f ? 0.0f : x / (1.0f + std::exp(-x));
+    case Activation::kClip:
+      if (x < epilogue.low) x = epilogue.low;
+      return x > epilogue.high ? epilogue.high : x;
     default:
       return x;
   }
@@ -23,7 +28,7 @@ float Activate(float x, Activation activation) {
 float Finish(float sum, int64_t row, int64_t target, const Epilogue& epilogue) {
   if (epilogue.bias != nullptr) sum += epilogue.bias[row];
   if (epilogue.residual != nullptr) sum += epilogue.residual[target];
-  return Activate(sum, epilogue.activation);
+  return Activate(sum, epilogue);
 }
 
 void Multiply(const PanelSegment& segment, const float* tile, float* panel, int groups) {

@@ -233,11 +233,21 @@ typename V::Register GeluTanh(typename V::Register x) {
   return V::Div(V::Max(V::Set(-100.0f), x), V::Add(V::Set(1.0f), e));
 }
 
+// x / (1 + exp(-x)).
+template <class V>
+typename V::Register Silu(typename V::Register x) {
+  using T = typename V::Register;
+  const T e = Exp<V>(V::Max(V::Set(-87.0f), V::Min(V::Set(87.0f), V::Mul(x, V::Set(-1.0f)))));
+  return V::Div(V::Max(V::Set(-100.0f), x), V::Add(V::Set(1.0f), e));
+}
+
 template <class V, Activation A>
-typename V::Register Activate(typename V::Register x) {
+typename V::Register Activate(typename V::Register x, const Epilogue& epilogue) {
   if (A == Activation::kRelu) return V::Max(V::Zero(), x);
   if (A == Activation::kGelu) return Gelu<V>(x);
   if (A == Activation::kGeluTanh) return GeluTanh<V>(x);
+  if (A == Activation::kSilu) return Silu<V>(x);
+  if (A == Activation::kClip) return V::Min(V::Set(epilogue.high), V::Max(V::Set(epilogue.low), x));
   return x;
 }
 
@@ -250,6 +260,10 @@ typename V::Register Activate(typename V::Register x) {
       return function<Activation::kGelu>(__VA_ARGS__);     \
     case Activation::kGeluTanh:                            \
       return function<Activation::kGeluTanh>(__VA_ARGS__); \
+    case Activation::kSilu:                                \
+      return function<Activation::kSilu>(__VA_ARGS__);     \
+    case Activation::kClip:                                \
+      return function<Activation::kClip>(__VA_ARGS__);     \
     default:                                               \
       return function<Activation::kNone>(__VA_ARGS__);     \
   }
@@ -276,7 +290,7 @@ void StorePixels(const float* panel, int64_t first, int64_t last, const OutputRu
         const int64_t left = run.length - i;
         typename V::Register v = V::Add(V::LoadFirst(source + run.column + i, left), bias);
         if (epilogue.residual != nullptr) v = V::Add(v, V::LoadFirst(epilogue.residual + target + i, left));
-        V::StoreFirst(y + target + i, left, Activate<V, A>(v));
+        V::StoreFirst(y + target + i, left, Activate<V, A>(v, epilogue));
       }
     }
   }

@@ -72,7 +72,14 @@ def bench(
     threads: ThreadsOption = "1",
     duration: Annotated[float, typer.Option(min=0.05, help="Seconds for each model and setting.")] = 4.0,
     warmup: Annotated[int, typer.Option(min=0, help="Calls before counting.")] = 5,
-    profile: Annotated[bool, typer.Option("--profile", help="Also time every node.")] = False,
+    size: SizesOption = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also time every node, and say what it achieves.")
+    ] = False,
+    save_plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="With --profile: draw where the time goes, dense and sparse."),
+    ] = None,
     require_speedup: Annotated[
         float | None, typer.Option(help="Exit with 3 when any setting's speedup is below this.")
     ] = None,
@@ -81,9 +88,13 @@ def bench(
     """Time a model beside its dense baseline in the same process, in alternating blocks.
 
     Example: sparsify bench model.onnx --baseline dense.onnx --batch 1,64 --threads 1,2
+
+    Example: sparsify bench model.onnx --profile --save-plot profile.png
     """
     from sparsify import commands
 
+    if save_plot is not None and not profile:
+        raise typer.BadParameter("there is a plot with --profile only", param_hint="--save-plot")
     out = Output(output_format)
     data = commands.bench(
         model_file,
@@ -93,6 +104,8 @@ def bench(
         duration=duration,
         warmup=warmup,
         profile=profile,
+        sizes=named_sizes(size or []),
+        plot=save_plot,
     )
     out.result(data)
     views.bench(out, data)

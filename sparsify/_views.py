@@ -8,6 +8,8 @@ from typing import Any
 
 from sparsify._console import Output
 
+_MOST_NODES = 40
+
 
 def _refusals(out: Output, refusals: Sequence[Mapping[str, str]]) -> None:
     if refusals:
@@ -206,8 +208,37 @@ def bench(out: Output, data: Mapping[str, Any]) -> None:
     if data.get("max_abs_error") is not None:
         out.line(f"largest absolute error: {data['max_abs_error']:.2e}")
     if data.get("profile"):
-        nodes = [(row["node"], row["op"], row["us"], row["share"]) for row in data["profile"]]
-        out.table("time by node", ("node", "operator", "µs", "share"), nodes)
+        _profile(out, data)
+
+
+def _profile(out: Output, data: Mapping[str, Any]) -> None:
+    """Shows the longest nodes beside the dense baseline, and what they reach of the machine."""
+    rows = data["profile"]
+    columns = ("node", "operator", "weight", "decision", "µs", "share", "dense µs", "GFLOP/s", "roofline")
+    cells = [
+        (
+            row["node"],
+            row["op"],
+            None if row["shape"] is None else f"{_shape(row['shape'])} @{row['columns']:,}",
+            row["decision"],
+            row["us"],
+            row["share"],
+            row["dense_us"],
+            row["gflops"],
+            None if row["roofline"] is None else f"{row['roofline']:.0%} {row['bound']}",
+        )
+        for row in rows[:_MOST_NODES]
+    ]
+    out.table("time by node", columns, cells)
+    if len(rows) > _MOST_NODES:
+        out.line(f"{len(rows) - _MOST_NODES} shorter nodes are in --format json")
+    total = sum(row["us"] for row in rows)
+    dense = sum(row["us"] for row in data.get("baseline_profile", ()))
+    out.line(f"all nodes: {total:,.0f} µs" + (f", of the baseline {dense:,.0f} µs" if dense else ""))
+    ceiling = data["roofline"]
+    out.line(f"roofline: {ceiling['gflops']:.0f} GFLOP/s, {ceiling['gbytes']:.0f} GB/s, {ceiling['how']}")
+    if data.get("plot"):
+        out.line(f"plot: {data['plot']}")
 
 
 def bench_layer(out: Output, data: Mapping[str, Any]) -> None:

@@ -245,26 +245,15 @@ def lower(
     return report.to_dict() | {"output": None if output is None else str(output)}
 
 
-def bench(
-    path: Path,
-    *,
-    baseline: Path | None,
-    batches: Sequence[int],
-    threads: Sequence[int],
-    duration: float,
-    warmup: int = 5,
-    profile: bool = False,
-) -> dict[str, Any]:
-    """Times an ONNX file beside its dense baseline."""
-    return runtime.bench(
-        path,
-        baseline=baseline,
-        batches=batches,
-        threads=threads,
-        duration=duration,
-        warmup=warmup,
-        profile=profile,
-    )
+def bench(path: Path, *, plot: Path | None = None, **options: Any) -> dict[str, Any]:
+    """Times an ONNX file beside its dense baseline; with `plot` draws its profile."""
+    report = runtime.bench(path, **options)
+    if plot is None:
+        return report
+    from sparsify.runtime.profile_plot import save_profile_plot
+
+    save_profile_plot(report, plot)
+    return report | {"plot": str(plot)}
 
 
 def require_speedup(data: Mapping[str, Any], least: float | None) -> None:

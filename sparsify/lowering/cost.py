@@ -154,7 +154,7 @@ def _why_dense(
     candidate: Candidate, machine: Machine, sizes: Sequence[int], gains: Sequence[float], where: str
 ) -> str:
     if speedup(candidate, sizes[-1], machine, stored=0) < WORTHWHILE:
-        return f"too small: the call would cost more than the zeros save, {where}"
+        return f"too small: the call and moving its inputs would cost more than the zeros save, {where}"
     if _mean(gains) >= WORTHWHILE:
         worst = min(range(len(sizes)), key=lambda index: gains[index])
         slow = f"{gains[worst]:.2f}× as fast as dense on {_span(candidate, sizes[worst : worst + 1])}"

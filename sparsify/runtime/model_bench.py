@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import onnx
 from sparsify.errors import UserError
 from sparsify.runtime.environment import environment
 from sparsify.runtime.feeds import Array, make_feeds
+from sparsify.runtime.node_profile import annotate, sparse_weights
+from sparsify.runtime.roofline import measure_roofline
 from sparsify.runtime.session import Session
 from sparsify.runtime.timing import interleave
 from sparsify.runtime.zero_filled import sparse_nodes, zero_filled
@@ -22,7 +25,9 @@ from sparsify.runtime.zero_filled import sparse_nodes, zero_filled
 FAMILY_KEY = "sparsify.family"
 _SAME_SHAPE_FAMILIES = ("", "masked")
 _EXTERNAL_DATA_FROM = 1 << 30
-_PROFILE_RUNS = 20
+_PROFILE_ROUNDS = 4
+_PROFILE_RUNS = 6
+_PROFILE_PAUSE = 0.05
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def bench(
         threads: Thread counts within an operator.
         duration: Seconds for each model, batch size and thread count.
         warmup: Calls before anything is counted.
-        profile: Also time every node, at the first batch size and thread count.
+        profile: Also time every node of both models, at the first batch size and thread count.
         sizes: Sizes of dynamic dimensions beyond the batch, by symbol; 128 where not given.
 
     Returns:
@@ -70,7 +75,9 @@ def bench(
         `results[{model, batch, threads, latency_ms, throughput, speedup}]` where `model` is "model" or
         "baseline", throughput is examples a second and speedup the baseline's median over this one's (None
         without a baseline), `speedup` (the smallest of the model's, else None), `max_abs_error` (None where
-        outputs differ by design: a wide model beside its dense original), and `profile` when asked.
+        outputs differ by design: a wide model beside its dense original). With `profile` also `profile` and
+        `baseline_profile`, rows of `node_profile.annotate`, longest first, and `roofline{gflops, gbytes,
+        threads, how}`.
 
     Raises:
         UserError: A file is missing or does not fit, or a batch size or thread count is not positive.
@@ -93,7 +100,10 @@ def bench(
                 if reference.comparable:
                     errors.append(_max_abs_error(outputs["model"], outputs["baseline"]))
                 rows.extend(_time(sessions, feeds, batch, count, duration, warmup))
-        profiles = _profile(path, make_feeds(graph, batches[0], sizes=sizes), threads[0]) if profile else None
+        profiles: dict[str, Any] = {}
+        if profile:
+            feeds = make_feeds(graph, batches[0], sizes=sizes)
+            profiles = _profile(path, reference.session_path, feeds, threads[0])
     report: dict[str, Any] = {
         "environment": environment(),
         "baseline": reference.to_json(),
@@ -103,7 +113,7 @@ def bench(
         ),
         "max_abs_error": max(errors, default=None),
     }
-    return report if profiles is None else report | {"profile": profiles}
+    return report | profiles
 
 
 def _existing(path: str | Path) -> Path:
@@ -177,8 +187,19 @@ def _max_abs_error(got: Mapping[str, Array], want: Mapping[str, Array]) -> float
     return max(float(np.abs(got[name] - value).max(initial=0)) for name, value in want.items())
 
 
-def _profile(path: Path, feeds: dict[str, Array], threads: int) -> list[dict[str, Any]]:
-    session = Session(path, threads=threads, profile=True)
-    for _ in range(_PROFILE_RUNS):
-        session.run(feeds)
-    return session.profile()
+def _profile(path: Path, baseline: Path | None, feeds: dict[str, Array], threads: int) -> dict[str, Any]:
+    """Profiles both models in alternating blocks of runs."""
+    files = {"profile": path} | ({} if baseline is None else {"baseline_profile": baseline})
+    sessions = {name: Session(file, threads=threads, profile=True) for name, file in files.items()}
+    for _ in range(_PROFILE_ROUNDS):
+        for session in sessions.values():
+            time.sleep(_PROFILE_PAUSE)
+            for _ in range(_PROFILE_RUNS):
+                session.run(feeds)
+    rows = {name: session.profile() for name, session in sessions.items()}
+    model = _load(path, weights=True)
+    roofline = measure_roofline(threads, sum(tensor.ByteSize() for tensor in model.graph.initializer))
+    dense = annotate(rows.get("baseline_profile", ()), {}, roofline)
+    own = annotate(rows["profile"], sparse_weights(model), roofline, dense)
+    found: dict[str, Any] = {"profile": own, "roofline": roofline.to_dict()}
+    return found if baseline is None else found | {"baseline_profile": dense}

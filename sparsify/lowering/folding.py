@@ -58,7 +58,8 @@ def _affine(graph: Graph, candidate: Candidate, node: onnx.NodeProto) -> _Affine
         return None, vector
     if node.op_type == "Sub":
         return (None, -vector) if first else (np.full_like(vector, -1.0), vector)
-    return (vector if node.op_type == "Mul" else 1.0 / vector), None
+    with np.errstate(divide="ignore"):
+        return (vector if node.op_type == "Mul" else 1.0 / vector), None
 
 
 def _batch_norm(graph: Graph, candidate: Candidate, node: onnx.NodeProto) -> _Affine | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 
-from sparsify.errors import UserError
+from sparsify.errors import SparsifyError, UserError
 from sparsify.lowering.graph import reads, walk_subgraphs
 
 ITEM_BYTES: Mapping[int, int] = {
@@ -69,6 +70,26 @@ def in_order(graph: onnx.GraphProto, name: str) -> None:
     copies = onnx.GraphProto(node=[graph.node[i] for i in order])
     del graph.node[:]
     graph.node.extend(copies.node)
+
+
+def check_written(lowered: Path, source: Path) -> None:
+    """Runs onnx's checker over a lowered file.
+
+    Args:
+        lowered: The file that was written.
+        source: What it was made from; what the checker holds against that, it may hold against the other.
+
+    Raises:
+        SparsifyError: Only the lowered file fails.
+    """
+    try:
+        onnx.checker.check_model(str(lowered))
+    except onnx.checker.ValidationError as error:
+        try:
+            onnx.checker.check_model(str(source))
+        except onnx.checker.ValidationError:
+            return
+        raise SparsifyError(f"{source}: its lowered form is no valid ONNX: {error}") from error
 
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import onnx
-
 from sparsify.lowering.candidate import Array, Candidate
 from sparsify.lowering.cost import Decision
 from sparsify.lowering.decisions import Match, Request, choose, decide_all, silent
 from sparsify.lowering.graph import Graph
+from sparsify.lowering.integrity import check_written
 from sparsify.lowering.matching import match_all
 from sparsify.lowering.model_file import read_model, staged, stored_bytes
 from sparsify.lowering.parity import compare
@@ -73,8 +72,8 @@ def lower(
 
 
 def _check(graph: Graph, source: Path, lowered: Path, inputs: Mapping[str, Array] | None) -> float:
-    onnx.checker.check_model(str(lowered))
     feeds, expected = reference_run(graph, source, inputs)
+    check_written(lowered, source)
     actual = Session(lowered).run(feeds)
     return compare(expected, actual, what="lowered model against its source", epsilon=graph.epsilon)
 

@@ -128,7 +128,7 @@ def _times(
         return ()
     request.progress("timing both files", 0, 1)
     machine = Machine.here(request.threads)
-    times = compare_files(graph, source, chosen, feeds, packer, machine=machine)
+    times = compare_files(graph, source, [chosen], feeds, packer, machine=machine)
     request.progress("timing both files", 1, 1)
     return tuple(
         FileTimes({name: list(value.shape) for name, value in at.items()}, 1e3 * dense, 1e3 * lowered)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,6 @@ WORTHWHILE = 0.97
 NOT_SLOWER = 1.0
 """Share of dense time that a node or a file may take at any one size."""
 
-_FASTER_STILL = 0.98
-
 Chosen = Mapping[int, tuple[Candidate, str]]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of it are done, and how many there are."""
@@ -52,8 +50,7 @@ class Measured:
 
     def share(self, layout: str) -> float:
         """Sparse time over dense time, in the geometric mean over sizes."""
-        shares = [math.log(at.sparse[layout] / at.dense) for at in self.times]
-        return math.exp(sum(shares) / len(shares))
+        return _mean(at.sparse[layout] / at.dense for at in self.times)
 
     @property
     def best(self) -> str:
@@ -172,22 +169,19 @@ def take_back(
         chosen, key=lambda index: measured[index].gain(chosen[index][1]) if index in measured else 0.0
     )
     best: dict[int, tuple[Candidate, str]] = {}
-    said, least, rounds = "nothing was faster sparse", NOT_SLOWER, 0
+    said, rounds = "nothing was faster sparse", 0
     while order:
         progress("measuring the whole file", rounds, rounds + 1)
         kept = {index: chosen[index] for index in order}
-        times = compare_files(graph, source, kept, feeds, packer, machine=machine)
-        shares = [sparse / dense for dense, sparse in times]
-        mean = math.exp(sum(map(math.log, shares)) / len(shares))
-        if best and mean > _FASTER_STILL * least:
+        times = compare_files(graph, source, [best, kept] if best else [kept], feeds, packer, machine=machine)
+        fast = all(at[-1] <= NOT_SLOWER * at[0] for at in times)
+        if best and not (fast and _mean(at[-1] / at[1] for at in times) < WORTHWHILE):
             break
-        if max(shares) <= NOT_SLOWER:
-            best, least = kept, mean
+        if fast:
+            best = kept
             said = "whole file: " + "; ".join(
-                f"{1e3 * sparse:.2f} ms, source {1e3 * dense:.2f} ms" for dense, sparse in times
+                f"{1e3 * at[-1]:.2f} ms, source {1e3 * at[0]:.2f} ms" for at in times
             )
-        elif not best:
-            said = "the whole file was slower with any nodes sparse"
         order = order[math.ceil(len(order) / 4) :]
         rounds += 1
     return best, said
@@ -196,30 +190,39 @@ def take_back(
 def compare_files(
     graph: Graph,
     source: Path,
-    chosen: Chosen,
+    variants: Sequence[Chosen],
     feeds: Sequence[Mapping[str, Array]],
     packer: Packer,
     *,
     machine: Machine,
-) -> list[tuple[float, float]]:
-    """Median seconds of the source and of the file with the chosen nodes sparse, for every size.
+) -> list[list[float]]:
+    """Times the source and files with some nodes sparse, in alternating blocks.
 
     Args:
         graph: Index of the source model.
         source: The source file.
-        chosen: Fused candidates and layouts by index.
+        variants: For each file to compare, its fused candidates and layouts by index.
         feeds: Inputs, for every size.
         packer: Keeps packed weights.
         machine: Threads to measure with.
+
+    Returns:
+        For every size the median seconds of the source and of each variant.
     """
     with tempfile.TemporaryDirectory() as folder:
-        attempt = Path(folder) / "attempt.onnx"
-        with staged(rewrite(graph, chosen, packer), attempt):
-            pass
-        sessions = [Session(path, threads=machine.threads) for path in (source, attempt)]
+        files = [source]
+        for number, chosen in enumerate(variants):
+            files.append(Path(folder) / f"attempt-{number}.onnx")
+            with staged(rewrite(graph, chosen, packer), files[-1]):
+                pass
+        sessions = [Session(file, threads=machine.threads) for file in files]
         times = []
         for inputs in feeds:
             calls = [lambda raw=session.raw, at=dict(inputs): raw.run(None, at) for session in sessions]
-            dense, sparse = interleave(calls, seconds=FILE_SECONDS)
-            times.append((dense.median, sparse.median))
+            times.append([timing.median for timing in interleave(calls, seconds=FILE_SECONDS)])
     return times
+
+
+def _mean(values: Iterable[float]) -> float:
+    logarithms = [math.log(value) for value in values]
+    return math.exp(sum(logarithms) / len(logarithms))

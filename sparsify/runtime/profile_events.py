@@ -17,8 +17,9 @@ def node_times(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         events: Content of the profiler's file.
 
     Returns:
-        Rows with `node`, `op`, `calls`, `us` (median microseconds a call), `share` (of the sum), `inputs` and
-        `outputs`: shapes as the node saw them at its last call, without the weights that ONNX Runtime packed.
+        Rows with `node`, `op`, `calls`, `us` (microseconds that a quarter of the calls stay below: other
+        processes only ever add), `share` (of the sum), `inputs` and `outputs`: shapes as the node saw them at
+        its last call, without the weights that ONNX Runtime packed.
     """
     times: dict[tuple[str, str, str], list[float]] = {}
     seen: dict[tuple[str, str, str], Mapping[str, Any]] = {}
@@ -29,19 +30,19 @@ def node_times(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             key = (name.removesuffix(_SUFFIX), details["op_name"], str(details.get("node_index", "")))
             times.setdefault(key, []).append(float(event["dur"]))
             seen[key] = details
-    medians = {key: float(np.median(durations)) for key, durations in times.items()}
-    total = max(sum(medians.values()), 1e-9)
+    typical = {key: float(np.percentile(durations, 25)) for key, durations in times.items()}
+    total = max(sum(typical.values()), 1e-9)
     rows = [
         {
             "node": key[0],
             "op": key[1],
             "calls": len(times[key]),
-            "us": median,
-            "share": median / total,
+            "us": microseconds,
+            "share": microseconds / total,
             "inputs": _shapes(seen[key].get("input_type_shape")),
             "outputs": _shapes(seen[key].get("output_type_shape")),
         }
-        for key, median in medians.items()
+        for key, microseconds in typical.items()
     ]
     return sorted(rows, key=lambda row: -row["share"])
 

@@ -14,6 +14,7 @@ from sparsify.lowering import lower, node_timing, tune
 from tests.lowering.graphs import model, node, operators, sparse_array
 
 LAYERS = 6
+WON, STAYS = (1.0, 0.9), (1.0, 0.9, 0.89)
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def source(tmp_path, monkeypatch):
 
 
 def clock(monkeypatch, nodes, files):
-    """Replaces the stop-watch: seconds of dense and every layout for nodes, of dense and sparse for files."""
+    """Replaces the stop-watch: seconds of dense and layouts for nodes, of source and attempts for files."""
     asked = SimpleNamespace(nodes=0, files=0)
     node_times, file_times = iter(nodes), iter(files)
 
@@ -41,7 +42,9 @@ def clock(monkeypatch, nodes, files):
         whole = seconds == tune.FILE_SECONDS
         asked.files += whole
         asked.nodes += not whole
-        return [SimpleNamespace(median=value) for value in next(file_times if whole else node_times)]
+        times = next(file_times if whole else node_times)
+        assert len(times) == len(calls)
+        return [SimpleNamespace(median=value) for value in times]
 
     monkeypatch.setattr(tune, "interleave", watch)
     monkeypatch.setattr(node_timing, "interleave", watch)
@@ -49,7 +52,7 @@ def clock(monkeypatch, nodes, files):
 
 
 def test_the_faster_side_wins_and_the_report_has_the_times(source, tmp_path, monkeypatch):
-    clock(monkeypatch, nodes=[(1.0, 0.5)] * 4 + [(1.0, 2.0)] * 2, files=[(1.0, 0.9)] * 2)
+    clock(monkeypatch, nodes=[(1.0, 0.5)] * 4 + [(1.0, 2.0)] * 2, files=[WON, STAYS])
     report = lower(source, tmp_path / "out.onnx", tune=True, batches=(3,))
     assert [layer.decision for layer in report.layers] == ["sparse"] * 4 + ["dense"] * 2
     assert "csr 500000 µs, dense 1000000 µs on [3, 32]" in report.layers[0].reason
@@ -59,7 +62,7 @@ def test_the_faster_side_wins_and_the_report_has_the_times(source, tmp_path, mon
 
 def test_a_node_must_not_be_slower_at_any_size(source, tmp_path, monkeypatch):
     slow_once = [(1.0, 0.2), (1.0, 1.05)]
-    asked = clock(monkeypatch, nodes=slow_once + [(1.0, 0.9)] * 10, files=[(1.0, 0.9)] * 4)
+    asked = clock(monkeypatch, nodes=slow_once + [(1.0, 0.9)] * 10, files=[WON, WON, STAYS, STAYS])
     report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1, 16))
     assert asked.nodes == 2 * LAYERS
     assert [layer.decision for layer in report.layers] == ["dense"] + ["sparse"] * 5
@@ -69,7 +72,7 @@ def test_a_node_must_not_be_slower_at_any_size(source, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("share", "decision"), [(0.98, "dense"), (0.96, "sparse")])
 def test_what_is_within_noise_stays_dense(source, tmp_path, monkeypatch, share, decision):
-    clock(monkeypatch, nodes=[(1.0, share)] * LAYERS, files=[(1.0, 0.9)] * 2)
+    clock(monkeypatch, nodes=[(1.0, share)] * LAYERS, files=[WON, STAYS])
     report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
     assert {layer.decision for layer in report.layers} == {decision}
 
@@ -80,7 +83,7 @@ def test_the_fastest_of_the_layouts_that_fit_is_taken(tmp_path, monkeypatch):
         model([node("MatMul", ["x", "w"], "y")], {"x": (4, 64)}, {"y": (4, 64)}, {"w": weight}),
         tmp_path / "source.onnx",
     )
-    clock(monkeypatch, nodes=[(1.0, 0.5, 0.3, 0.4)], files=[(1.0, 0.5)] * 2)
+    clock(monkeypatch, nodes=[(1.0, 0.5, 0.3, 0.4)], files=[WON])
     report = lower(tmp_path / "source.onnx", tmp_path / "out.onnx", tune=True, cache=False)
     assert report.layers[0].layout == "blocks-2"
     assert "csr 500000 µs, blocks-2 300000 µs, blocks-4 400000 µs" in report.layers[0].reason
@@ -92,7 +95,7 @@ def test_nodes_of_one_kind_share_a_measurement_and_a_second_run_needs_none(sourc
         if tensor.name != "w0":
             tensor.raw_data = built.graph.initializer[0].raw_data
     onnx.save(built, source)
-    asked = clock(monkeypatch, nodes=[(1.0, 0.5)], files=[(1.0, 0.9)] * 4)
+    asked = clock(monkeypatch, nodes=[(1.0, 0.5)], files=[WON, STAYS] * 2)
     first = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
     assert (asked.nodes, first.nodes.sparse) == (1, LAYERS)
     again = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
@@ -109,7 +112,7 @@ def test_without_the_cache_everything_is_measured_again_and_nothing_written(sour
 
 def test_nodes_that_gain_least_are_taken_back_until_the_file_is_not_slower(source, tmp_path, monkeypatch):
     gains = [(1.0, 1.0 - 0.1 * (i + 1)) for i in range(LAYERS)]
-    asked = clock(monkeypatch, nodes=gains, files=[(1.0, 1.2), (1.0, 1.1), (1.0, 0.95), (1.0, 0.95)])
+    asked = clock(monkeypatch, nodes=gains, files=[(1.0, 1.2), (1.0, 1.1), (1.0, 0.95), STAYS])
     report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
     assert asked.files == 4
     assert [layer.decision for layer in report.layers] == ["dense"] * 3 + ["sparse"] * 3
@@ -118,14 +121,14 @@ def test_nodes_that_gain_least_are_taken_back_until_the_file_is_not_slower(sourc
 
 def test_taking_back_goes_on_while_it_makes_the_file_faster(source, tmp_path, monkeypatch):
     gains = [(1.0, 1.0 - 0.1 * (i + 1)) for i in range(LAYERS)]
-    clock(monkeypatch, nodes=gains, files=[(1.0, 0.99), (1.0, 0.8), (1.0, 0.79)])
+    clock(monkeypatch, nodes=gains, files=[(1.0, 0.99), (1.0, 0.99, 0.8), (1.0, 0.8, 0.79)])
     report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1,))
     assert [layer.decision for layer in report.layers] == ["dense"] * 2 + ["sparse"] * 4
     assert "800.00 ms" in report.layers[-1].reason
 
 
 def test_a_file_must_not_be_slower_at_any_size(source, tmp_path, monkeypatch):
-    files = [(1.0, 0.5), (1.0, 1.01)] * 2 + [(1.0, 0.6), (1.0, 0.7)] * 2
+    files = [(1.0, 0.5), (1.0, 1.01)] * 2 + [WON] * 2 + [STAYS] * 2
     clock(monkeypatch, nodes=[(1.0, 0.5)] * 2 * LAYERS, files=files)
     report = lower(source, tmp_path / "out.onnx", tune=True, batches=(1, 16))
     assert report.nodes.sparse == LAYERS - 3
@@ -140,7 +143,7 @@ def test_file_that_is_never_faster_comes_out_as_it_was(source, tmp_path, monkeyp
 
 
 def test_progress_reaches_its_end(source, tmp_path, monkeypatch):
-    clock(monkeypatch, nodes=[(1.0, 0.5)] * LAYERS, files=[(1.0, 0.9)] * 2)
+    clock(monkeypatch, nodes=[(1.0, 0.5)] * LAYERS, files=[WON, STAYS])
     told = []
     lower(source, tmp_path / "out.onnx", tune=True, batches=(1,), progress=lambda *event: told.append(event))
     assert ("measuring nodes", LAYERS, LAYERS) in told

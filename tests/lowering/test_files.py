@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import EncodeError
+from onnx import TensorProto, helper, numpy_helper
 
 from sparsify.errors import ParityError, UserError
-from sparsify.lowering import lower, model_file, rewrite
+from sparsify.lowering import lower, model_file, pipeline, rewrite
+from sparsify.lowering.model_file import read_model
 from sparsify.runtime import Session
 from tests.lowering.graphs import model, node, sparse_array
 
@@ -121,6 +124,80 @@ def test_external_data_is_read_and_written_under_its_hash(tmp_path, built, monke
     assert report.bytes == target.stat().st_size + data.stat().st_size
     x = np.ones((2, 64), np.float32)
     np.testing.assert_allclose(Session(target).run({"x": x})["y"], np.maximum(x @ W, 0), rtol=1e-5, atol=1e-5)
+
+
+def test_external_data_of_every_kind_of_constant(tmp_path, monkeypatch):
+    """Main graph, subgraph and Constant node; typed fields; strings and small ones stay inside."""
+    big = sparse_array(64, 64, density=1)
+    branches = {}
+    for branch, sign in (("then_branch", 1), ("else_branch", -1)):
+        out = helper.make_tensor_value_info(f"{branch}_y", TensorProto.FLOAT, None)
+        stored = numpy_helper.from_array(sign * big, f"{branch}_c")
+        inner = [node("MatMul", ["h", f"{branch}_c"], f"{branch}_y")]
+        branches[branch] = helper.make_graph(inner, branch, [], [out], [stored])
+    nodes = [
+        node("Constant", [], "k", value=numpy_helper.from_array(sparse_array(64, 512, density=1))),
+        node("MatMul", ["x", "k"], "wide"),
+        node("ReduceMean", ["wide"], "mean", keepdims=1),
+        node("MatMul", ["x", "w"], "h"),
+        node("If", ["flag"], "u", **branches),
+        node("Add", ["u", "mean"], "v"),
+        node("Mul", ["v", "t"], "y"),
+    ]
+    built = model(
+        nodes,
+        {"x": ("n", 64), "flag": ()},
+        {"y": (None, None)},
+        {"w": sparse_array(64, 64), "t": np.zeros(64, np.float32)},
+        types={"flag": TensorProto.BOOL},
+    )
+    built.graph.initializer[1].CopyFrom(helper.make_tensor("t", TensorProto.FLOAT, [64], [0.5] * 64))
+    built.graph.initializer.append(helper.make_tensor("s", TensorProto.STRING, [2], [b"a" * 2000, b"b"]))
+    path, target = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(built, path)
+    monkeypatch.setattr(model_file, "EXTERNAL_ABOVE", 1000)
+    report = lower(path, target, layout="csr")
+    assert report.nodes.sparse == 2
+    assert target.stat().st_size < 20_000
+    (data,) = tmp_path.glob("out-*.data")
+    assert report.bytes == target.stat().st_size + data.stat().st_size
+    feeds = {"x": np.ones((2, 64), np.float32), "flag": np.array(True)}
+    expected, actual = (Session(item).run(feeds)["y"] for item in (path, target))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3)
+    lower(target, path, layout="csr")
+    np.testing.assert_allclose(Session(path).run(feeds)["y"], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_failure_leaves_external_data_that_was_there(tmp_path, built, monkeypatch):
+    path, target = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(built, path)
+    monkeypatch.setattr(model_file, "EXTERNAL_ABOVE", 1000)
+    lower(path, target, layout="csr")
+    before = {item.name for item in tmp_path.iterdir()}
+
+    def fail(*_, **__):
+        raise ParityError("no")
+
+    monkeypatch.setattr(pipeline, "compare", fail)
+    with pytest.raises(ParityError):
+        lower(path, target, layout="csr")
+    assert {item.name for item in tmp_path.iterdir()} == before
+    Session(target).run({"x": np.ones((2, 64), np.float32)})
+
+
+def test_model_that_is_too_large_even_without_its_constants(tmp_path, built, monkeypatch):
+    onnx.save(built, tmp_path / "a.onnx")
+
+    def refuse(*_):
+        raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr(onnx.ModelProto, "SerializeToString", refuse)
+    with (
+        pytest.raises(UserError, match="2 GB"),
+        model_file.staged(read_model(tmp_path / "a.onnx"), tmp_path / "b.onnx"),
+    ):
+        pass
+    assert [item.name for item in tmp_path.iterdir()] == ["a.onnx"]
 
 
 def test_missing_folder(tmp_path, built):

@@ -66,9 +66,9 @@ class Subject:
         return called
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=64)
 def subject(row: Row) -> Subject:
-    """The subject of a row; tests come row by row, so that few are kept."""
+    """The subject of a row; the models are tiny, so those of a whole default run are kept."""
     return Subject(row)
 
 

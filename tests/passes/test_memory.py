@@ -27,8 +27,8 @@ def transform(given):
     options = dict(family=sys.argv[1], init=sys.argv[2], sparsity=0.75)
     return sparsify.transform(given, (torch.randn(2, 8),), **options)
 
-transform(model(64, 2))
-given = model(int(sys.argv[3]), 4)
+transform(model(64, 1))
+given = model(int(sys.argv[3]), 2)
 gc.collect()
 open("/proc/self/clear_refs", "w").write("5")
 before = resident("VmRSS")

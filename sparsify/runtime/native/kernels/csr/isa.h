@@ -125,9 +125,9 @@ struct Isa {
                 const Epilogue& epilogue);
   void (*dot)(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
               const Epilogue& epilogue);
-  // The same for blocks of kLanes outputs, block rows [first, last), in place; may be null.
-  void (*lanes)(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
-                const Epilogue& epilogue);
+  // The same for blocks of two outputs or more, block rows [first, last), in place; may be null.
+  void (*blocks)(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+                 const Epilogue& epilogue);
 };
 
 // One row for each instruction set, best last: name, condition on the CPU.

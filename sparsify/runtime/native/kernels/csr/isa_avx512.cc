@@ -316,64 +316,13 @@ void Slots(const SlotGroup& group, const RowMajor& operand, int64_t first, int64
   kFunctions[operand.rows - 1](group, operand, first, last, epilogue);
 }
 
-// Blocks of sixteen outputs: one register of values, one broadcast of X for each of its rows; nothing but
-// the values is read.
-template <int Rows>
-void LanesFor(const PackedRows& matrix, const RowMajor& operand, int64_t line, const Epilogue& epilogue) {
-  constexpr int S = Sums<Rows>::kSets;
-  __m512 sum[S][Rows];
-  SPARSIFY_UNROLL
-  for (int s = 0; s < S; ++s) {
-    SPARSIFY_UNROLL
-    for (int b = 0; b < Rows; ++b) sum[s][b] = V::Zero();
-  }
-  int64_t i = matrix.pointers[line];
-  const int64_t end = matrix.pointers[line + 1];
-  const auto column = [&](int64_t at) -> int64_t {
-    return matrix.narrow != nullptr ? matrix.narrow[at] : matrix.wide[at];
-  };
-  for (; i + S <= end; i += S) {
-    SPARSIFY_UNROLL
-    for (int s = 0; s < S; ++s) {
-      const __m512 w = _mm512_loadu_ps(matrix.values + kLanes * (i + s));
-      const float* x = operand.x + column(i + s);
-      SPARSIFY_UNROLL
-      for (int b = 0; b < Rows; ++b) {
-        sum[s][b] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[b * operand.x_stride]), sum[s][b]);
-      }
-    }
-  }
-  for (; i < end; ++i) {
-    const __m512 w = _mm512_loadu_ps(matrix.values + kLanes * i);
-    const float* x = operand.x + column(i);
-    SPARSIFY_UNROLL
-    for (int b = 0; b < Rows; ++b) {
-      sum[0][b] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[b * operand.x_stride]), sum[0][b]);
-    }
-  }
-  SPARSIFY_UNROLL
-  for (int s = 1; s < S; ++s) {
-    SPARSIFY_UNROLL
-    for (int b = 0; b < Rows; ++b) sum[0][b] = V::Add(sum[0][b], sum[s][b]);
-  }
-  const int64_t first = line * kLanes;
-  StoreLanesBy(sum[0], operand, first, first + kLanes < matrix.rows ? first + kLanes : matrix.rows, epilogue);
-}
-
-void Lanes(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
-           const Epilogue& epilogue) {
-  using Function = void (*)(const PackedRows&, const RowMajor&, int64_t, const Epilogue&);
-  static constexpr Function kFunctions[] = {&LanesFor<1>, &LanesFor<2>, &LanesFor<3>,
-                                            &LanesFor<4>, &LanesFor<5>, &LanesFor<6>};
-  const Function function = kFunctions[operand.rows - 1];
-  for (int64_t line = first; line < last; ++line) function(matrix, operand, line, epilogue);
-}
+#include "avx512_blocks.h"
 
 }  // namespace
 
 const Isa isa_avx512 = {"avx512",      &Multiply<V>, &PackRows,      &PackPixels<V>,
                         &TakeEvery<V>, &StoreRowsBy, &StorePixelsBy, 6,
-                        &Slots,        nullptr,      &Lanes};
+                        &Slots,        nullptr,      &BlockRows};
 
 }  // namespace csr
 }  // namespace sparsify

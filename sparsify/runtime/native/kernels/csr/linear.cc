@@ -14,6 +14,11 @@ namespace {
 // Less work than this, in bytes of weights read, is not worth waking another thread.
 constexpr int64_t kBytesPerThread = 32 * 1024;
 
+// Rows of X up to which blocks are taken in place: 16 / R broadcasts for each of them cost less than slots.
+constexpr int64_t RowsInPlace(int block_rows) {
+  return block_rows >= 8 ? 6 : block_rows == 4 ? 3 : block_rows == 2 ? 1 : 0;
+}
+
 // Rows of X as the columns of a panel.
 struct Rows {
   const Isa& isa;
@@ -45,8 +50,8 @@ class CsrLinear final : public LinearKernel {
     if (rows < 1) return;
     const RowMajor operand = {x, attributes_.in_features, y, attributes_.out_features, rows};
     if (rows <= isa_.few_rows) {
-      if (isa_.lanes != nullptr && matrix_.block_rows == kLanes) {
-        return RunLines(isa_.lanes, operand, epilogue, parallel);
+      if (isa_.blocks != nullptr && rows <= RowsInPlace(matrix_.block_rows)) {
+        return RunLines(isa_.blocks, operand, epilogue, parallel);
       }
       if (isa_.dot != nullptr) return RunLines(isa_.dot, operand, epilogue, parallel);
       return RunSlots(operand, epilogue, parallel);

@@ -14,14 +14,16 @@ included. Several threads share everything but the call. `tune` measures where t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.kernel_costs import (
+    CONVERT,
     COSTS,
     EVENNESS,
     FORK,
@@ -35,8 +37,9 @@ from sparsify.runtime import layouts
 from sparsify.runtime.environment import cores
 from sparsify.runtime.library import selected_kernel
 
-WORTHWHILE = 1.1
-"""Estimated speedup from which a node becomes sparse: the mean over what its columns may be."""
+WORTHWHILE = 1.2
+"""Estimated speedup from which a node becomes sparse: the mean over what its columns may be. What is lost by
+caution is found again by tuning."""
 
 ACCEPTABLE = 1.0
 """Estimated speedup that a sparse node must keep at every number of columns."""
@@ -119,6 +122,7 @@ def decide(
     *,
     forced: str | None = None,
     shapes: Sequence[Shapes] = (),
+    converted: tuple[bool, bool] = (False, False),
 ) -> Decision:
     """Chooses between dense and the layouts that fit the weight.
 
@@ -128,6 +132,7 @@ def decide(
         machine: Instruction set and threads to decide for.
         forced: Layout to take whatever the estimate says, or "dense".
         shapes: Shapes of the graph's values at the sizes to decide for; without them, what the file says.
+        converted: Whether a convolution's input comes from dense ones, and its output goes to some.
     """
     if forced is not None:
         return Decision(None if forced == "dense" else forced, f"{forced} was asked for")
@@ -136,9 +141,12 @@ def decide(
         return Decision(None, f"its weight has next to no zeros (density {density:.2f})")
     sizes = columns(candidate, graph, shapes)
     where = f"at density {density:.2f} on {_span(candidate, sizes)}"
+    if any(converted):
+        where += ", conversions beside dense convolutions included"
     kernels = _kernel_layouts(candidate, machine)
+    estimate = partial(speedup, candidate, machine=machine, converted=converted)
     gains = {
-        layout: [speedup(candidate, size, machine, layout=layout, stored=count) for size in sizes]
+        layout: [estimate(size, layout=layout, stored=count) for size in sizes]
         for layout, count in storage(candidate).items()
         if layout in kernels
     }
@@ -147,26 +155,28 @@ def decide(
     if _pays(gains[best]):
         reason = f"estimated {_mean(gains[best]):.1f}× as fast as dense as {best} {where}"
         return Decision(best, reason + (f" ({others})" if others else ""))
-    return Decision(None, _why_dense(candidate, machine, sizes, gains[best], where))
+    return Decision(None, _why_dense(candidate, estimate, sizes, gains[best], where))
 
 
 def _why_dense(
-    candidate: Candidate, machine: Machine, sizes: Sequence[int], gains: Sequence[float], where: str
+    candidate: Candidate,
+    estimate: Callable[..., float],
+    sizes: Sequence[int],
+    gains: Sequence[float],
+    where: str,
 ) -> str:
-    if speedup(candidate, sizes[-1], machine, stored=0) < WORTHWHILE:
+    if estimate(sizes[-1], stored=0) < WORTHWHILE:
         return f"too small: the call and moving its inputs would cost more than the zeros save, {where}"
     if _mean(gains) >= WORTHWHILE:
         worst = min(range(len(sizes)), key=lambda index: gains[index])
         slow = f"{gains[worst]:.2f}× as fast as dense on {_span(candidate, sizes[worst : worst + 1])}"
         return f"estimated {slow}, though faster on others, {where}"
     said = f"estimated {_mean(gains):.2f}× as fast as dense {where}"
-    enough = next((share for share in range(60, 0, -5) if _would_pay(candidate, machine, sizes, share)), None)
-    return said + ("" if enough is None else f"; it would pay from a density of about {enough / 100:.2f}")
-
-
-def _would_pay(candidate: Candidate, machine: Machine, sizes: Sequence[int], percent: int) -> bool:
-    stored = percent * candidate.weight.size // 100
-    return _pays([speedup(candidate, size, machine, stored=stored) for size in sizes])
+    for percent in range(60, 0, -5):
+        stored = percent * candidate.weight.size // 100
+        if _pays([estimate(size, stored=stored) for size in sizes]):
+            return f"{said}; it would pay from a density of about {percent / 100:.2f}"
+    return said
 
 
 def _pays(gains: Sequence[float]) -> bool:
@@ -191,7 +201,13 @@ def _kernel_layouts(candidate: Candidate, machine: Machine) -> frozenset[str]:
 
 
 def speedup(
-    candidate: Candidate, size: int, machine: Machine, *, layout: str = "csr", stored: int | None = None
+    candidate: Candidate,
+    size: int,
+    machine: Machine,
+    *,
+    layout: str = "csr",
+    stored: int | None = None,
+    converted: tuple[bool, bool] = (False, False),
 ) -> float:
     """Estimated dense time over sparse time.
 
@@ -201,9 +217,10 @@ def speedup(
         machine: Instruction set and threads.
         layout: A layout that the instruction set has numbers for.
         stored: Entries that the layout stores; those of the weight if not given.
+        converted: Whether a convolution's input and its output are converted, since dense ones are there.
     """
-    outputs, *taps = (int(dim) for dim in candidate.weight.shape)
-    k = math.prod(taps)
+    outputs, inputs, *taps = (int(dim) for dim in candidate.weight.shape)
+    k = inputs * math.prod(taps)
     entries = layouts.stored(candidate.weight, layout) if stored is None else stored
     costs = machine.costs
     kernel = (costs.linear if candidate.geometry is None else costs.conv)[layout]
@@ -212,10 +229,16 @@ def speedup(
     speed = kernel.rate * paid / (paid + kernel.half)
     read = _stream((4.0 + 2.0 / layouts.block_rows(layout)) * entries)
     sparse = kernel.pack * (k + outputs) * size + max(2.0 * entries * paid / speed, read)
-    sparse += STEP * size * (int(taps[0]) * len(candidate.before) + outputs * len(candidate.after))
+    sparse += STEP * size * (inputs * len(candidate.before) + outputs * len(candidate.after))
+    sparse += CONVERT * size * (inputs * _steps(candidate) * converted[0] + outputs * converted[1])
     if machine.threads == 1:
         return dense / (kernel.call + sparse)
     return (FORK + dense / machine.threads) / (kernel.call + FORK + sparse / (EVENNESS * machine.threads))
+
+
+def _steps(candidate: Candidate) -> int:
+    """Input pixels for each output pixel of a convolution."""
+    return 1 if candidate.geometry is None else math.prod(candidate.geometry.strides)
 
 
 def _stream(size: float) -> float:

@@ -12,6 +12,7 @@ from sparsify.lowering.cost import Decision, Machine, decide
 from sparsify.lowering.epilogue import fuse
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.inputs import random_inputs, shapes_on
+from sparsify.lowering.neighbours import beside_dense
 from sparsify.lowering.rewrite import Packer
 from sparsify.lowering.tune import Progress, measure, take_back
 from sparsify.lowering.tuning_cache import TuningCache, cache_folder, environment_of
@@ -84,11 +85,36 @@ def decide_all(
     if not candidates or request.layout is not None:
         forced = request.layout or "dense"
         return {match.index: decide(match, graph, Machine(), forced=forced) for match in candidates}
-    machine = Machine.here(request.threads)
     if request.tune:
-        return _measured(graph, source, matches, packer, request, machine)
-    shapes = _shapes(graph, request)
-    return {match.index: decide(match, graph, machine, shapes=shapes) for match in candidates}
+        return _measured(graph, source, matches, packer, request)
+    return _estimated(graph, candidates, _shapes(graph, request), Machine.here(request.threads))
+
+
+def _estimated(
+    graph: Graph,
+    candidates: Sequence[Candidate],
+    shapes: Sequence[Mapping[str, tuple[int, ...]]],
+    machine: Machine,
+) -> dict[int, Decision]:
+    """Decisions by estimate; each convolution that stays dense makes its sparse neighbours dearer."""
+    decisions = {match.index: decide(match, graph, machine, shapes=shapes) for match in candidates}
+    known: dict[int, tuple[bool, bool]] = {}
+    while True:
+        sparse = {index for index, decision in decisions.items() if decision.layout is not None}
+        found = {
+            match.index: beside_dense(graph, match.x, match.output, sparse)
+            for match in candidates
+            if match.op == "Conv" and match.index in sparse
+        }
+        changed = {index for index, sides in found.items() if sides != known.get(index, (False, False))}
+        if not changed:
+            return decisions
+        known |= found
+        for match in candidates:
+            if match.index in changed:
+                decisions[match.index] = decide(
+                    match, graph, machine, shapes=shapes, converted=known[match.index]
+                )
 
 
 def _shapes(graph: Graph, request: Request) -> list[dict[str, tuple[int, ...]]]:
@@ -110,12 +136,12 @@ def _measured(
     matches: Sequence[Match],
     packer: Packer,
     request: Request,
-    machine: Machine,
 ) -> dict[int, Decision]:
     """Decisions from measurements of every candidate, then of the whole file."""
+    machine = Machine.here(request.threads)
     feeds = workloads(graph, source, request.inputs, batches=request.batches, symbols=request.sizes)
     shapes = [shapes_on(graph, inputs) for inputs in feeds]
-    every = {m.index: Decision("csr", "measured") for m in matches if isinstance(m, Candidate)}
+    every = {match.index: Decision("csr", "to measure") for match in matches if isinstance(match, Candidate)}
     fused = choose(graph, matches, every)
     cache = TuningCache(environment_of(machine), cache_folder() if request.cache else None)
     measured = measure(
@@ -127,13 +153,9 @@ def _measured(
         cache=cache,
         progress=request.progress,
     )
-    decisions = {
-        match.index: measured[match.index].decision
-        if match.index in measured
-        else Decision(None, "not measured: the shape of its input is not known, so it stays dense")
-        for match in matches
-        if isinstance(match, Candidate)
-    }
+    candidates = [match for match in matches if isinstance(match, Candidate)]
+    decisions = _estimated(graph, [m for m in candidates if m.index not in measured], shapes, machine)
+    decisions |= {index: times.decision for index, times in measured.items()}
     chosen = choose(graph, matches, decisions)
     kept, said = take_back(
         graph, source, chosen, measured, feeds, packer, machine=machine, progress=request.progress

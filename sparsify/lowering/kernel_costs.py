@@ -32,6 +32,9 @@ NEAR = 1 << 20
 STEP = 0.5
 """ns an element of a node around the sparse one that brings float16, or a transposed input, into its form."""
 
+CONVERT = 0.4
+"""ns an element that goes from ONNX Runtime's blocks of channels to plain NCHW, or back."""
+
 FORK = 3e3
 """ns that a product on several threads costs to be handed out and gathered, dense or sparse."""
 

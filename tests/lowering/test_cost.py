@@ -9,10 +9,12 @@ import onnx
 import pytest
 
 from sparsify.lowering import lower
+from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.cost import FILL, Machine, columns, decide, speedup, storage
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.kernel_costs import COSTS
 from sparsify.lowering.matching import match_all
+from sparsify.lowering.neighbours import beside_dense
 from sparsify.runtime import layouts
 from tests.lowering.graphs import model, node, sparse_array
 
@@ -166,3 +168,47 @@ def test_forced_layouts(tmp_path, layout, sparse):
     constants = {"w": sparse_array(512, 512, density=0.1), "v": sparse_array(512, 512, density=0.9)}
     onnx.save(model(nodes, {"x": (64, 512)}, {"y": (64, 512)}, constants), tmp_path / "a.onnx")
     assert lower(tmp_path / "a.onnx", tmp_path / "b.onnx", layout=layout).nodes.sparse == sparse
+
+
+def chain(channels, groups):
+    """1×1, 3×3 in groups, 1×1 convolutions with activations between them, on 14×14 pixels."""
+    constants = {
+        "a": sparse_array(channels, channels, 1, 1, density=0.1),
+        "b": sparse_array(channels, channels // groups, 3, 3, density=0.1 if groups == 1 else 1.0),
+        "c": sparse_array(channels, channels, 1, 1, density=0.1, seed=2),
+    }
+    nodes = [
+        node("Conv", ["x", "a"], "p"),
+        node("Relu", ["p"], "q"),
+        node("Conv", ["q", "b"], "r", pads=[1, 1, 1, 1], group=groups),
+        node("Relu", ["r"], "s"),
+        node("Conv", ["s", "c"], "y"),
+    ]
+    shape = ("n", channels, 14, 14)
+    return model(nodes, {"x": shape}, {"y": shape}, constants)
+
+
+def test_conversions_beside_dense_convolutions_are_paid_for(tmp_path):
+    graph = Graph(chain(64, 64))
+    first, last = (match for match in match_all(graph) if isinstance(match, Candidate))
+    assert beside_dense(graph, first.x, first.output, {first.index}) == (False, True)
+    assert beside_dense(graph, last.x, last.output, {last.index}) == (True, False)
+    whole = Graph(chain(64, 1))
+    middle = match_all(whole)[1]
+    assert beside_dense(whole, middle.x, middle.output, {0, 2, 4}) == (False, False)
+    assert beside_dense(whole, middle.x, middle.output, {2, 4}) == (True, False)
+    alone = speedup(first, 196, HERE)
+    assert speedup(first, 196, HERE, converted=(True, True)) < speedup(
+        first, 196, HERE, converted=(True, False)
+    )
+    assert speedup(first, 196, HERE, converted=(True, False)) < alone
+
+
+def test_a_sparse_node_between_dense_convolutions_must_gain_more(tmp_path):
+    gains = {}
+    for groups in (1, 256):
+        onnx.save(chain(256, groups), tmp_path / "a.onnx")
+        reason = lower(tmp_path / "a.onnx", tmp_path / "b.onnx", threads=1).layers[0].reason
+        gains[groups] = float(reason.removeprefix("estimated ").partition("×")[0])
+        assert ("conversions beside dense convolutions" in reason) == (groups != 1)
+    assert gains[256] < gains[1]

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sparsify.lowering import lower
+from sparsify.lowering import cost, lower
 from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.cost import FILL, Machine, columns, decide, speedup, storage
 from sparsify.lowering.graph import Graph
@@ -163,7 +163,8 @@ def test_columns_follow_the_known_sizes(shape, expected):
 
 
 @pytest.mark.parametrize(("layout", "sparse"), [("csr", 2), ("dense", 0), (None, 1)])
-def test_forced_layouts(tmp_path, layout, sparse):
+def test_forced_layouts(tmp_path, monkeypatch, layout, sparse):
+    monkeypatch.setattr(cost, "selected_kernel", lambda: "avx512")
     nodes = [node("MatMul", ["x", "w"], "h"), node("MatMul", ["h", "v"], "y")]
     constants = {"w": sparse_array(512, 512, density=0.1), "v": sparse_array(512, 512, density=0.9)}
     onnx.save(model(nodes, {"x": (64, 512)}, {"y": (64, 512)}, constants), tmp_path / "a.onnx")
@@ -204,7 +205,8 @@ def test_conversions_beside_dense_convolutions_are_paid_for(tmp_path):
     assert speedup(first, 196, HERE, converted=(True, False)) < alone
 
 
-def test_a_sparse_node_between_dense_convolutions_must_gain_more(tmp_path):
+def test_a_sparse_node_between_dense_convolutions_must_gain_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "selected_kernel", lambda: "avx512")
     gains = {}
     for groups in (1, 256):
         onnx.save(chain(256, groups), tmp_path / "a.onnx")

@@ -23,6 +23,8 @@ def lines(
 ) -> None:
     """Means with standard deviations over densities, on a logarithmic scale; one panel for every title.
 
+    A line has the same colour in all panels.
+
     Args:
         panels: Title → line → density → sample; empty samples are left out.
         path: The PNG to write.
@@ -32,13 +34,15 @@ def lines(
     """
     figure = Figure(figsize=(1 + 4.6 * len(panels), 4.2), layout="constrained")
     palette = matplotlib.colormaps["tab10"]
+    names = list(dict.fromkeys(name for found in panels.values() for name in found))
     for panel, (title, found) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         places = sorted(
             {place for samples in found.values() for place, sample in samples.items() if len(sample)}
         )
-        for index, (name, samples) in enumerate(found.items()):
+        for name, samples in found.items():
+            index = names.index(name)
             shown = {place: samples[place] for place in places if len(samples.get(place, Sample({})))}
             if shown:
                 panel.errorbar(

@@ -3,9 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(shell find sparsify/runtime/native -type f 2>/dev/null) CMakeLists.txt
-CPP := $(shell find sparsify/runtime/native -name '*.cc' -o -name '*.h' 2>/dev/null)
+CPP := $(shell find sparsify/runtime/native tests/native examples/c -name '*.cc' -o -name '*.h' -o -name '*.c' 2>/dev/null)
 
-.PHONY: install demo test test-coverage check format clean
+.PHONY: install demo test test-coverage test-neon test-sanitize check format clean
 
 install: $(STAMP)
 
@@ -28,6 +28,36 @@ test: install
 # Every model of the coverage table in every family, sparsity and scope: hours, not minutes.
 test-coverage: install
 	SPARSIFY_COVERAGE=all $(BIN)/python -m pytest tests/coverage --timeout 900
+
+# The native test programs (tests/native), built beside the installed library.
+CONFIGURE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSIFY_TESTS=ON -DSPARSIFY_WERROR=ON
+ARM_CXX ?= aarch64-linux-gnu-g++
+ARM_ROOT ?= /usr/aarch64-linux-gnu
+QEMU ?= qemu-aarch64
+
+# The kernels for 64-bit ARM, run in an emulator.
+test-neon: install
+	@if ! command -v $(ARM_CXX) >/dev/null || ! command -v $(QEMU) >/dev/null; then \
+	  echo "test-neon: skipped, since $(ARM_CXX) or $(QEMU) is missing (Debian: g++-aarch64-linux-gnu, qemu-user)"; \
+	else \
+	  $(CONFIGURE) -B build/neon -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	    -DCMAKE_CXX_COMPILER=$(ARM_CXX) >/dev/null && \
+	  $(BIN)/cmake --build build/neon && \
+	  echo "test-neon: under $(QEMU)" && \
+	  $(QEMU) -L $(ARM_ROOT) build/neon/kernels_test && \
+	  $(QEMU) -L $(ARM_ROOT) build/neon/fuzz_test 2000; \
+	fi
+
+# Memory errors and undefined behaviour: the native programs, then the library inside Python and ONNX Runtime.
+# Python's own allocations are of no interest, so leaks are looked for in the native programs only.
+test-sanitize: install
+	$(CONFIGURE) -B build/sanitize -DSPARSIFY_SANITIZE=ON >/dev/null
+	$(BIN)/cmake --build build/sanitize
+	build/sanitize/kernels_test
+	build/sanitize/fuzz_test 20000
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 SPARSIFY_LIBRARY=build/sanitize/libsparsify_ort.so OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n 0 tests/runtime/test_layouts.py tests/runtime/test_corrupt.py
 
 check: install
 	$(BIN)/ruff check .

@@ -54,6 +54,7 @@ int32_t Guard(Body body) {
 
 std::vector<PackedTensor> Convert(const sparsify_tensor* tensors, int32_t count) {
   std::vector<PackedTensor> converted;
+  if (tensors == nullptr) return converted;
   for (int32_t i = 0; i < count; ++i) {
     converted.push_back({tensors[i].data, static_cast<ElementType>(tensors[i].type), tensors[i].size});
   }
@@ -106,6 +107,7 @@ int32_t sparsify_pack(const char* layout, const float* weight, int64_t out, int6
     std::string error;
     const int block_rows = sparsify::csr::BlockRows(layout, &error);
     if (block_rows == 0) return Fail(error);
+    if (weight == nullptr) return Fail("there is no weight to pack");
     auto result = std::make_unique<sparsify_packed>();
     if (!sparsify::csr::Pack(weight, out, in, block_rows, &result->csr, &error)) return Fail(error);
     *packed = result.release();
@@ -173,6 +175,7 @@ int32_t sparsify_conv_create(const char* layout, const char* kernel,
                              const sparsify_conv_attributes* attributes, const sparsify_tensor* tensors,
                              int32_t count, sparsify_conv** conv) {
   return Guard([&] {
+    if (attributes == nullptr) return Fail("a convolution needs attributes");
     const std::vector<PackedTensor> converted = Convert(tensors, count);
     ConvAttributes a;
     a.out_channels = attributes->out_channels;

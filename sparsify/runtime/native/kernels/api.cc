@@ -9,6 +9,7 @@ namespace {
 
 constexpr const char* kKernelVariable = "SPARSIFY_KERNEL";
 constexpr int64_t kLargestExtent = int64_t{1} << 20;  // of a kernel, stride, pad or dilation
+constexpr int64_t kMostTaps = int64_t{1} << 16;       // memory is taken for each
 
 const csr::Isa* Select(const char* kernel, std::string* error) {
   return csr::FindIsa(kernel != nullptr ? kernel : std::getenv(kKernelVariable), error);
@@ -55,7 +56,7 @@ std::unique_ptr<ConvKernel> CreateConv(const char* layout, const char* kernel,
   const csr::Isa* isa = Select(kernel, error);
   csr::Matrix matrix;
   const int64_t taps = attributes.kernel[0] * attributes.kernel[1];  // at most 2^40
-  if (isa == nullptr || taps >= (int64_t{1} << 31) ||
+  if (isa == nullptr || taps > kMostTaps ||
       !csr::Parse(tensors, count, attributes.out_channels, attributes.in_channels * taps, block_rows, &matrix,
                   error)) {
     if (error->empty()) *error = "impossible convolution: the kernel is too large";

@@ -5,6 +5,15 @@
 namespace sparsify::ort {
 namespace {
 
+// Sums and products of these do not overflow.
+constexpr int64_t kLargestExtent = int64_t{1} << 20;
+constexpr int64_t kLargestInput = int64_t{1} << 40;
+
+bool Within(const std::vector<int64_t>& values, int64_t least) {
+  return std::all_of(values.begin(), values.end(),
+                     [&](int64_t value) { return value >= least && value <= kLargestExtent; });
+}
+
 // One spatial axis of a convolution.
 struct Axis {
   int64_t kernel, stride, pads, dilation;
@@ -35,12 +44,16 @@ void SparseConv::InferShape(ShapeInference& shapes) {
   const auto strides = shapes.Ints("strides", 2);
   const auto pads = shapes.Ints("pads", 4);
   const auto dilations = shapes.Ints("dilations", 2);
-  if (std::min(strides[0], strides[1]) < 1) throw Error("SparseConv: strides must be positive");
+  if (!Within(kernel, 1) || !Within(strides, 1) || !Within(pads, 0) || !Within(dilations, 1)) {
+    throw Error(
+        "SparseConv: kernel, strides and dilations must be between 1 and 2^20, pads between 0 and 2^20");
+  }
   dims.values[1] = shapes.Int("out_channels");
   dims.symbols[1].clear();
   for (size_t i = 0; i < 2; ++i) {
     const Axis axis{kernel[i], strides[i], pads[i] + pads[i + 2], dilations[i]};
     int64_t& size = dims.values[2 + i];
+    if (size > kLargestInput) throw Error("SparseConv: X of size " + std::to_string(size) + " is too large");
     if (size >= 0 && size + axis.pads <= axis.Reach()) {
       throw Error("SparseConv: X of size " + std::to_string(size) + " is smaller than the dilated kernel");
     }

@@ -136,6 +136,10 @@ struct Isa {
   ROW(scalar, true)            \
   ROW(avx2, Cpu().avx2)        \
   ROW(avx512, Cpu().avx512)
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#define SPARSIFY_CSR_ISAS(ROW) \
+  ROW(scalar, true)            \
+  ROW(neon, true)
 #else
 #define SPARSIFY_CSR_ISAS(ROW) ROW(scalar, true)
 #endif

@@ -1,0 +1,271 @@
+// NEON of 64-bit ARM: panels of 4-float registers, and for one or two rows of X sums over the non-zeros.
+#include <arm_neon.h>
+#include <string.h>
+
+#include "compiler.h"
+#include "isa.h"
+
+namespace sparsify {
+namespace csr {
+namespace {
+
+constexpr uint32_t kAllLanes = 15;
+
+struct V {
+  using Register = float32x4_t;
+  static constexpr int kWidth = 4;
+  static constexpr int kAccumulators = 8;
+  static constexpr int kSums = 16;  // of a block of outputs
+  static constexpr int kBlock = 4;  // its outputs, at most
+
+  static Register Zero() { return vdupq_n_f32(0.0f); }
+  static Register Set(float v) { return vdupq_n_f32(v); }
+  static Register Load(const float* p) { return vld1q_f32(p); }
+  static void Hold(Register*) {}
+  static Register LoadAny(const float* p) { return vld1q_f32(p); }
+  static void Store(float* p, Register v) { vst1q_f32(p, v); }
+  using Mask = uint32_t;  // a bit for each lane
+  static Mask First(int64_t n) { return n >= 4 ? kAllLanes : n <= 0 ? 0u : (1u << n) - 1; }
+  static Mask Bits(uint32_t bits) { return bits & kAllLanes; }
+  // There are no masked loads: what is not whole goes lane by lane.
+  static Register LoadInto(Register v, const float* p, Mask m) {
+    if (m == kAllLanes) return vld1q_f32(p);
+    if ((m & 1) != 0) v = vld1q_lane_f32(p, v, 0);
+    if ((m & 2) != 0) v = vld1q_lane_f32(p + 1, v, 1);
+    if ((m & 4) != 0) v = vld1q_lane_f32(p + 2, v, 2);
+    if ((m & 8) != 0) v = vld1q_lane_f32(p + 3, v, 3);
+    return v;
+  }
+  static Register LoadMasked(const float* p, Mask m) { return LoadInto(Zero(), p, m); }
+  static void StoreMasked(float* p, Mask m, Register v) {
+    if (m == kAllLanes) return vst1q_f32(p, v);
+    if ((m & 1) != 0) vst1q_lane_f32(p, v, 0);
+    if ((m & 2) != 0) vst1q_lane_f32(p + 1, v, 1);
+    if ((m & 4) != 0) vst1q_lane_f32(p + 2, v, 2);
+    if ((m & 8) != 0) vst1q_lane_f32(p + 3, v, 3);
+  }
+  static void StoreAny(float* p, Register v) { vst1q_f32(p, v); }
+  static Register LoadFirst(const float* p, int64_t n) { return LoadMasked(p, First(n)); }
+  static void StoreFirst(float* p, int64_t n, Register v) { StoreMasked(p, First(n), v); }
+  static Register EveryOther(Register low, Register high) { return vuzp1q_f32(low, high); }
+  static Register Add(Register a, Register b) { return vaddq_f32(a, b); }
+  static Register Mul(Register a, Register b) { return vmulq_f32(a, b); }
+  static Register Div(Register a, Register b) { return vdivq_f32(a, b); }
+  static Register MulAdd(Register a, Register b, Register c) { return vfmaq_f32(c, a, b); }
+  static Register NegMulAdd(Register a, Register b, Register c) { return vfmsq_f32(c, a, b); }
+  static Register Min(Register a, Register b) { return vminq_f32(a, b); }
+  static Register Max(Register a, Register b) { return vmaxq_f32(a, b); }
+  static Register Abs(Register a) { return vabsq_f32(a); }
+  static Register Round(Register a) { return vrndnq_f32(a); }
+  // a * 2^n for integers n in [-126, 127].
+  static Register Scale(Register a, Register n) {
+    const int32x4_t bits = vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23);
+    return vmulq_f32(a, vreinterpretq_f32_s32(bits));
+  }
+};
+
+#include "panel_body.h"
+
+// A 4 x 4 block, its columns as rows.
+inline void Block(const float* p, int64_t stride, float32x4_t out[4]) {
+  const float32x4_t a = vld1q_f32(p), b = vld1q_f32(p + stride);
+  const float32x4_t c = vld1q_f32(p + 2 * stride), d = vld1q_f32(p + 3 * stride);
+  const float64x2_t ab_even = vreinterpretq_f64_f32(vtrn1q_f32(a, b));
+  const float64x2_t ab_odd = vreinterpretq_f64_f32(vtrn2q_f32(a, b));
+  const float64x2_t cd_even = vreinterpretq_f64_f32(vtrn1q_f32(c, d));
+  const float64x2_t cd_odd = vreinterpretq_f64_f32(vtrn2q_f32(c, d));
+  out[0] = vreinterpretq_f32_f64(vtrn1q_f64(ab_even, cd_even));
+  out[1] = vreinterpretq_f32_f64(vtrn1q_f64(ab_odd, cd_odd));
+  out[2] = vreinterpretq_f32_f64(vtrn2q_f64(ab_even, cd_even));
+  out[3] = vreinterpretq_f32_f64(vtrn2q_f64(ab_odd, cd_odd));
+}
+
+// The same for the first `rows` rows and `columns` columns; the rest reads as zero.
+inline void BlockFirst(const float* p, int64_t stride, int64_t rows, int64_t columns, float32x4_t out[4]) {
+  if (rows >= 4 && columns >= 4) return Block(p, stride, out);
+  float block[4 * 4] = {};
+  for (int64_t i = 0; i < rows && i < 4; ++i) {
+    for (int64_t j = 0; j < columns && j < 4; ++j) block[4 * i + j] = p[i * stride + j];
+  }
+  Block(block, 4, out);
+}
+
+void PackRows(const float* x, int64_t stride, int64_t columns, int64_t depth, float* tile, int groups) {
+  const int64_t spacing = kSpacing[groups];
+  for (int64_t k = 0; k < depth; k += 4) {
+    for (int64_t column = 0; column < groups * kGroup; column += 4) {
+      float32x4_t r[4];
+      BlockFirst(x + column * stride + k, stride, columns - column, depth - k, r);
+      for (int i = 0; i < 4 && k + i < depth; ++i) V::Store(tile + (k + i) * spacing + column, r[i]);
+    }
+  }
+}
+
+// y[0, n) = finished sums of the outputs from `row` on; y and the residual are indexed by target.
+template <Activation A>
+void Finish(float32x4_t sums, int64_t row, int64_t n, int64_t target, const Epilogue& epilogue, float* y) {
+  if (epilogue.bias != nullptr) sums = V::Add(sums, V::LoadFirst(epilogue.bias + row, n));
+  if (epilogue.residual != nullptr) sums = V::Add(sums, V::LoadFirst(epilogue.residual + target, n));
+  V::StoreFirst(y + target, n, Activate<V, A>(sums, epilogue));
+}
+
+template <Activation A>
+void StoreRows(const float* panel, int64_t first, int64_t last, int64_t columns, const Epilogue& epilogue,
+               float* y, int64_t stride, int groups) {
+  const int64_t spacing = kSpacing[groups];
+  for (int64_t row = first; row < last; row += 4) {
+    for (int64_t column = 0; column < columns; column += 4) {
+      float32x4_t r[4];
+      BlockFirst(panel + (row - first) * spacing + column, spacing, last - row, 4, r);
+      for (int64_t i = 0; i < 4 && column + i < columns; ++i) {
+        Finish<A>(r[i], row, last - row, (column + i) * stride + row, epilogue, y);
+      }
+    }
+  }
+}
+
+void StoreRowsBy(const float* panel, int64_t first, int64_t last, int64_t columns, const Epilogue& epilogue,
+                 float* y, int64_t stride, int groups) {
+  SPARSIFY_BY_ACTIVATION(epilogue.activation, StoreRows, panel, first, last, columns, epilogue, y, stride,
+                         groups)
+}
+
+template <Activation A>
+void StorePixelsOf(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
+                   const Epilogue& epilogue, float* y, int64_t plane, int groups) {
+  StorePixels<V, A>(panel, first, last, runs, run_count, epilogue, y, plane, groups);
+}
+
+void StorePixelsBy(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
+                   const Epilogue& epilogue, float* y, int64_t plane,
+                   int groups){SPARSIFY_BY_ACTIVATION(epilogue.activation, StorePixelsOf, panel, first, last,
+                                                      runs, run_count, epilogue, y, plane, groups)}
+
+int64_t Column(const PackedRows& matrix, int64_t i) {
+  return matrix.narrow != nullptr ? matrix.narrow[i] : matrix.wide[i];
+}
+
+// Sums of one line of blocks of R outputs as R / 4 registers: a block costs a broadcast of X and a load and
+// an FMA for each register. Several sums of each hide the latency of the FMAs.
+template <int R>
+void SumBlocks(const PackedRows& matrix, const float* x, int64_t line, float32x4_t* out) {
+  constexpr int L = R / 4, S = V::kAccumulators / L;
+  float32x4_t sum[S][L];
+  SPARSIFY_UNROLL
+  for (int n = 0; n < S * L; ++n) sum[n / L][n % L] = V::Zero();
+  int64_t i = matrix.pointers[line];
+  const int64_t end = matrix.pointers[line + 1];
+  const auto add = [&](int64_t at, float32x4_t* to) {
+    const float32x4_t broadcast = V::Set(x[Column(matrix, at)]);
+    SPARSIFY_UNROLL
+    for (int l = 0; l < L; ++l) to[l] = V::MulAdd(V::Load(matrix.values + R * at + 4 * l), broadcast, to[l]);
+  };
+  for (; i + S <= end; i += S) {
+    SPARSIFY_UNROLL
+    for (int s = 0; s < S; ++s) add(i + s, sum[s]);
+  }
+  for (; i < end; ++i) add(i, sum[0]);
+  SPARSIFY_UNROLL
+  for (int l = 0; l < L; ++l) {
+    out[l] = sum[0][l];
+    SPARSIFY_UNROLL
+    for (int s = 1; s < S; ++s) out[l] = V::Add(out[l], sum[s][l]);
+  }
+}
+
+// The sums of a line of single outputs (R = 1) or of pairs of them (R = 2): a register holds the values of
+// 4 / R blocks, and X is gathered to them.
+template <int R>
+float32x4_t SumSingles(const PackedRows& matrix, const float* x, int64_t line) {
+  constexpr int kBlocks = 4 / R;
+  float32x4_t sum[2] = {V::Zero(), V::Zero()};
+  int64_t i = matrix.pointers[line];
+  const int64_t end = matrix.pointers[line + 1];
+  const auto gather = [&](int64_t at, int64_t count) {
+    float lanes[4] = {};
+    for (int64_t n = 0; n < count; ++n) {
+      for (int r = 0; r < R; ++r) lanes[n * R + r] = x[Column(matrix, at + n)];
+    }
+    return vld1q_f32(lanes);
+  };
+  for (; i + 2 * kBlocks <= end; i += 2 * kBlocks) {
+    SPARSIFY_UNROLL
+    for (int s = 0; s < 2; ++s) {
+      const int64_t at = i + s * kBlocks;
+      sum[s] = V::MulAdd(V::Load(matrix.values + R * at), gather(at, kBlocks), sum[s]);
+    }
+  }
+  for (; i < end; i += kBlocks) {
+    const int64_t left = end - i < kBlocks ? end - i : kBlocks;
+    sum[0] = V::MulAdd(V::LoadFirst(matrix.values + R * i, R * left), gather(i, left), sum[0]);
+  }
+  return V::Add(sum[0], sum[1]);
+}
+
+// The outputs of up to 4 / R lines below `last`.
+template <int R>
+float32x4_t SumQuad(const PackedRows& matrix, const float* x, int64_t line, int64_t last) {
+  float sums[4] = {};
+  for (int64_t n = 0; n < 4 / R && line + n < last; ++n) {
+    const float32x4_t sum = SumSingles<R>(matrix, x, line + n);
+    if (R == 1) {
+      sums[n] = vaddvq_f32(sum);
+    } else {
+      vst1_f32(sums + 2 * n, vadd_f32(vget_low_f32(sum), vget_high_f32(sum)));
+    }
+  }
+  return vld1q_f32(sums);
+}
+
+template <Activation A, int R>
+void DotOf(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+           const Epilogue& epilogue) {
+  constexpr int kLines = R < 4 ? 4 / R : 1, kRegisters = R < 4 ? 1 : R / 4;
+  const int64_t end = last * R < matrix.rows ? last * R : matrix.rows;
+  for (int64_t line = first; line < last; line += kLines) {
+    for (int64_t b = 0; b < operand.rows; ++b) {
+      const float* x = operand.x + b * operand.x_stride;
+      float32x4_t sums[kRegisters];
+      if constexpr (R < 4) {
+        sums[0] = SumQuad<R>(matrix, x, line, last);
+      } else {
+        SumBlocks<R>(matrix, x, line, sums);
+      }
+      for (int l = 0; l < kRegisters; ++l) {
+        const int64_t row = line * R + 4 * l;
+        Finish<A>(sums[l], row, end - row, b * operand.y_stride + row, epilogue, operand.y);
+      }
+    }
+  }
+}
+
+template <Activation A>
+void Dot(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+         const Epilogue& epilogue) {
+  switch (matrix.block_rows) {
+    case 1:
+      return DotOf<A, 1>(matrix, operand, first, last, epilogue);
+    case 2:
+      return DotOf<A, 2>(matrix, operand, first, last, epilogue);
+    case 4:
+      return DotOf<A, 4>(matrix, operand, first, last, epilogue);
+    case 8:
+      return DotOf<A, 8>(matrix, operand, first, last, epilogue);
+    default:
+      return DotOf<A, 16>(matrix, operand, first, last, epilogue);
+  }
+}
+
+void DotBy(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+           const Epilogue& epilogue) {
+  SPARSIFY_BY_ACTIVATION(epilogue.activation, Dot, matrix, operand, first, last, epilogue)
+}
+
+}  // namespace
+
+const Isa isa_neon = {"neon",        &Multiply<V>, &PackRows,      &PackPixels<V>,
+                      &TakeEvery<V>, &StoreRowsBy, &StorePixelsBy, 2,
+                      nullptr,       &DotBy,       nullptr};
+
+}  // namespace csr
+}  // namespace sparsify

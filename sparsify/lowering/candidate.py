@@ -135,6 +135,8 @@ def float_weight(value: Array | Refused, name: str) -> Array | Refused:
         return value
     if value.dtype not in (np.float32, np.float16):
         return Refused(f"weight {name!r} is {value.dtype}; only float32 and float16 are lowered")
+    if value.size == 0:
+        return Refused(f"weight {name!r} is empty")
     return value.astype(np.float32, copy=False)
 
 

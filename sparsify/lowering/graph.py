@@ -98,9 +98,10 @@ class Graph:
     @property
     def epsilon(self) -> float:
         """Epsilon of the coarsest floating-point type that is computed in."""
-        made = {self.types.get(name, 0) for name in self.producer if self.constant(name) is None}
-        made |= {self.types.get(value.name, 0) for value in self.model.graph.input}
-        return max((_EPSILON[kind] for kind in made if kind in _EPSILON), default=0.0)
+        coarse = {name: _EPSILON[kind] for name, kind in self.types.items() if kind in _EPSILON}
+        given = {value.name for value in self.model.graph.input} - self.overridable
+        computed = {name for name in coarse if name in self.producer and self.constant(name) is None}
+        return max((epsilon for name, epsilon in coarse.items() if name in given | computed), default=0.0)
 
     def rank(self, name: str) -> int | None:
         """Rank of a value, or None where it is unknown."""

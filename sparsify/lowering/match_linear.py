@@ -85,15 +85,16 @@ def match_gemm(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | N
         return _left(name, "Gemm", right, _BOTH)
     stored, x = (node.input[0], node.input[1]) if right is None else (node.input[1], node.input[0])
     weight = float_weight(raw, stored)
-    if isinstance(weight, Refused):
-        return _left(name, "Gemm", raw, weight.reason)
+    matrix = weight if isinstance(weight, Refused) else _matrix(weight, 2)
+    if isinstance(matrix, Refused):
+        return _left(name, "Gemm", raw, matrix.reason)
     turned_a, turned_b = (bool(attribute(node, flag, 0)) for flag in ("transA", "transB"))
     if right is not None:
-        dense, form = weight if turned_b else weight.T, _Form(before=(_TURN,) if turned_a else ())
+        dense, form = matrix if turned_b else matrix.T, _Form(before=(_TURN,) if turned_a else ())
     elif turned_b:
-        dense, form = weight.T if turned_a else weight, _Form(after=(_TURN,), axis=2)
+        dense, form = matrix.T if turned_a else matrix, _Form(after=(_TURN,), axis=2)
     else:
-        dense, form = weight.T if turned_a else weight, _lifted(_ONE_ROW)
+        dense, form = matrix.T if turned_a else matrix, _lifted(_ONE_ROW)
     alpha = attribute(node, "alpha", 1.0)
     dense = dense if alpha == 1.0 else dense * np.float32(alpha)
     made = _candidate(graph, index, name, dense, form, x=x, stored=stored, half=_is_half(raw))

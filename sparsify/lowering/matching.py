@@ -46,7 +46,7 @@ def match_all(graph: Graph) -> list[Candidate | LeftAlone]:
     """Every node with a constant weight, as a candidate or with the reason against it.
 
     Raises:
-        UserError: A weight that could be lowered holds NaN or infinity.
+        UserError: A weight that could be lowered holds NaN or infinity, or a node lacks its inputs.
     """
     found: list[Candidate | LeftAlone] = []
     for index, node in enumerate(graph.nodes):
@@ -82,6 +82,10 @@ def _match(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | None:
         return _left(graph, node, name, reason)
     if node.domain not in STANDARD or node.op_type not in MATCHERS:
         return None
+    if len(node.input) < 2:
+        raise UserError(
+            f"node {name!r}: {node.op_type} needs two inputs; the model is damaged, export it again"
+        )
     match = MATCHERS[node.op_type](graph, index, name)
     if match is None and any(_dequantized(graph, value) for value in node.input[:2]):
         return LeftAlone(name, node.op_type, (), 1.0, "the weight is quantized (DequantizeLinear)")

@@ -9,7 +9,10 @@ from onnx import numpy_helper
 
 from sparsify.errors import SparsifyError, UserError
 from sparsify.lowering import lower
+from sparsify.lowering.candidate import LeftAlone
+from sparsify.lowering.graph import Graph
 from sparsify.lowering.integrity import check_written
+from sparsify.lowering.matching import match_all
 from sparsify.lowering.model_file import read_model
 from tests.lowering.graphs import lowered, model, node, operators, sparse_array
 
@@ -60,6 +63,19 @@ def wrong_list(built):
     tensor.float_data.extend([1.0, 2.0])
 
 
+def lost_input(built):
+    del built.graph.node[0].input[1]
+
+
+def flat_weight(built):
+    built.graph.node[0].op_type = "Gemm"
+    built.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros(960, np.float32), "w"))
+
+
+def empty_weight(built):
+    built.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((0, 40), np.float32), "w"))
+
+
 def unknown_operator(built):
     built.graph.node[2].op_type = "Rellu"
 
@@ -80,6 +96,7 @@ def wrong_shape(built):
         (lost_output, "nothing makes its output 'z'"),
         (cycle, "wait for each other"),
         (wrong_list, "constant 'w'.*damaged"),
+        (lost_input, "'h_MatMul': MatMul needs two inputs"),
         (unknown_operator, "Rellu"),
         (wrong_shape, "MatMul"),
     ],
@@ -90,8 +107,18 @@ def test_damage_is_named(tmp_path, built, damage, message):
     path.write_bytes(built.SerializeToString())
     with pytest.raises(UserError, match=message) as raised:
         lower(path, tmp_path / "out.onnx", layout="csr")
-    assert "damaged.onnx" in str(raised.value) or damage is wrong_list
+    assert "damaged.onnx" in str(raised.value) or damage in (wrong_list, lost_input)
     assert [item.name for item in tmp_path.iterdir()] == ["damaged.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [(flat_weight, "1 dimensions, not 2"), (empty_weight, "'w' is empty")]
+)
+def test_weights_of_impossible_shapes_are_left_alone(built, damage, reason):
+    damage(built)
+    (match,) = match_all(Graph(built))
+    assert isinstance(match, LeftAlone)
+    assert reason in match.reason
 
 
 def test_short_external_data(tmp_path, built):

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from sparsify.errors import UserError
-from sparsify.lowering import lower, node_timing, tune
+from sparsify.lowering import cost, lower, node_timing, tune
 from tests.lowering.graphs import model, node, operators, sparse_array
 
 LAYERS = 6
@@ -186,3 +186,39 @@ def test_real_measurements_of_a_convolution_with_everything_fused(tmp_path, monk
     report = lower(tmp_path / "source.onnx", tmp_path / "out.onnx", tune=True, cache=False, batches=(2,))
     assert "µs on [2, 8, 16, 16]" in report.layers[0].reason
     assert report.layers[0].decision in ("sparse", "dense")
+
+
+def forms():
+    """Operators that see other values than the file has: float16, transposed, left, one-dimensional."""
+    w = sparse_array(32, 32)
+    kinds = dict.fromkeys(("x", "y"), onnx.TensorProto.FLOAT16)
+    half = node("MatMul", ["x", "w"], "y")
+    yield model([half], {"x": (4, 32)}, {"y": (4, 32)}, {"w": w.astype(np.float16)}, types=kinds)
+    turned = node("Gemm", ["x", "w", "c"], "y", transA=1, alpha=0.5)
+    yield model([turned], {"x": (32, 4), "c": (4, 32)}, {"y": (4, 32)}, {"w": w})
+    yield model([node("MatMul", ["w", "x"], "y")], {"x": (32, 5)}, {"y": (32, 5)}, {"w": w})
+    flat = node("Conv", ["x", "v"], "y", pads=[1, 1])
+    yield model([flat], {"x": (2, 8, 9)}, {"y": (2, 16, 9)}, {"v": sparse_array(16, 8, 3)})
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_every_form_that_can_be_lowered_can_be_measured(tmp_path, monkeypatch, index):
+    clock(monkeypatch, nodes=[(1.0, 0.5)], files=[WON])
+    onnx.save(list(forms())[index], tmp_path / "source.onnx")
+    report = lower(tmp_path / "source.onnx", tmp_path / "out.onnx", tune=True, cache=False)
+    assert report.layers[0].layout == "csr"
+    assert report.layers[0].reason.startswith("measured: csr 500000 µs, dense 1000000 µs")
+
+
+def test_a_node_whose_shape_is_unknown_is_estimated_and_the_file_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "selected_kernel", lambda: "avx512")
+    nodes = [node("NonZero", ["m"], "i"), node("Transpose", ["i"], "t"), node("GatherND", ["x", "t"], "g")]
+    nodes.append(node("MatMul", ["g", "w"], "y"))
+    built = model(
+        nodes, {"m": ("n",), "x": ("n", 512)}, {"y": (None, 512)}, {"w": sparse_array(512, 512, density=0.05)}
+    )
+    onnx.save(built, tmp_path / "source.onnx")
+    clock(monkeypatch, nodes=[], files=[WON])
+    report = lower(tmp_path / "source.onnx", tmp_path / "out.onnx", tune=True, cache=False, batches=(4,))
+    assert "estimated" in report.layers[0].reason
+    assert "whole file: 900.00 ms" in report.layers[0].reason

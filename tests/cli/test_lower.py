@@ -9,6 +9,8 @@ import onnx
 import pytest
 
 from sparsify.lowering import node_timing, tune
+from sparsify.runtime import model_bench
+from sparsify.runtime.roofline import Roofline
 from tests.lowering.graphs import model, node, sparse_array
 
 
@@ -79,3 +81,18 @@ def test_what_if_needs_no_output_and_says_that_accuracy_is_not_looked_at(run, pr
 )
 def test_bad_calls_say_what_is_wrong(run, pruned, words, code, said):
     assert said in run("lower", pruned, *words, code=code).err
+
+
+def test_a_profile_says_what_nodes_achieve_and_can_be_drawn(run, pruned, tmp_path, monkeypatch):
+    ceiling = Roofline(100.0, 10.0, 1, "made up")
+    monkeypatch.setattr(model_bench, "measure_roofline", lambda threads, size: ceiling)
+    target, plot = tmp_path / "out.onnx", tmp_path / "profile.svg"
+    run("lower", pruned, "-o", target, "--layout", "csr")
+    words = ("bench", target, "--duration", 0.05, "--warmup", 0, "--profile", "--size", "length=5")
+    shown = run(*words, "--save-plot", plot).out
+    assert "roofline: 100 GFLOP/s, 10 GB/s, made up" in shown
+    assert "256×256 @5" in shown
+    assert "csr" in shown
+    assert f"plot: {plot}" in shown
+    assert "linear 256×256" in plot.read_text(encoding="utf-8")
+    assert "--save-plot" in run("bench", target, "--save-plot", plot, code=2).err

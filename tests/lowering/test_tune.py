@@ -222,3 +222,15 @@ def test_a_node_whose_shape_is_unknown_is_estimated_and_the_file_decides(tmp_pat
     report = lower(tmp_path / "source.onnx", tmp_path / "out.onnx", tune=True, cache=False, batches=(4,))
     assert "estimated" in report.layers[0].reason
     assert "whole file: 900.00 ms" in report.layers[0].reason
+
+
+def test_a_file_that_takes_one_batch_only_is_measured_on_that(tmp_path, monkeypatch):
+    """The batch is free in the inputs' shapes, but a Reshape inside fixes it."""
+    nodes = [node("Reshape", ["x", "s"], "r"), node("MatMul", ["r", "w"], "y")]
+    constants = {"s": np.array([2, 32], np.int64), "w": sparse_array(32, 32)}
+    onnx.save(model(nodes, {"x": ("n", 32)}, {"y": (2, 32)}, constants), tmp_path / "source.onnx")
+    clock(monkeypatch, nodes=[(1.0, 0.5)], files=[WON])
+    report = lower(tmp_path / "source.onnx", tmp_path / "out.onnx", tune=True, cache=False)
+    assert "on [2, 32]" in report.layers[0].reason
+    with pytest.raises(UserError, match="no random inputs"):
+        lower(tmp_path / "source.onnx", tmp_path / "out.onnx", tune=True, cache=False, batches=(3,))

@@ -2,6 +2,7 @@
 
 A constant right operand is a linear layer. With the constant on the left, Y = W · X has its inputs in the
 last axis but one of X, as a 1×1 convolution has its channels: X [n, in, columns] is X [n, in, 1, columns].
+A single column, X [n, in, 1], is a linear layer's X [n, in].
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def match_gemm(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | N
     elif turned_b:
         dense, form = matrix.T if turned_a else matrix, _Form(after=(_TURN,), axis=2)
     else:
-        dense, form = matrix.T if turned_a else matrix, _lifted(_ONE_ROW)
+        single = graph.shapes.get(x, (None,))[-1] == 1
+        dense, form = matrix.T if turned_a else matrix, _single(1) if single else _lifted(_ONE_ROW)
     alpha = attribute(node, "alpha", 1.0)
     dense = dense if alpha == 1.0 else dense * np.float32(alpha)
     made = _candidate(graph, index, name, dense, form, x=x, stored=stored, half=_is_half(raw))
@@ -152,6 +154,8 @@ def _columns(graph: Graph, x: str, matrix: Array | Refused) -> _Form | Refused:
     shape = graph.shapes.get(x)
     if isinstance(matrix, Refused) or shape is None:
         return Refused("the constant is the left operand, and the other's rank is not in the file")
+    if shape[-1] == 1:
+        return _single(len(shape) - 1)
     if len(shape) == 2:
         return _lifted(_ONE_ROW)
     if len(shape) == 3:
@@ -171,6 +175,11 @@ def _columns(graph: Graph, x: str, matrix: Array | Refused) -> _Form | Refused:
 
 def _lifted(step: Step) -> _Form:
     return _Form(before=(step,), after=inverse((step,)) or (), geometry=_POINT, axis=2)
+
+
+def _single(axis: int) -> _Form:
+    step = Step("Squeeze", (axis,))
+    return _Form(before=(step,), after=inverse((step,)) or (), axis=2)
 
 
 def _is_half(raw: Array | Refused) -> bool:

@@ -56,6 +56,14 @@ def test_gemm_transposed_on_either_side_with_any_addend(tmp_path, trans, weight_
     assert ("Add" in operators(result)) == (c not in bias)
 
 
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_one_column_is_a_linear_layer(tmp_path, op):
+    weight = np.ascontiguousarray(W.T)
+    built = model([node(op, ["w", "x"], "y")], {"x": (24, 1)}, {"y": (40, 1)}, {"w": weight})
+    _, result = lowered(built, tmp_path)
+    assert operators(result) == ["Squeeze", "SparseLinear", "Unsqueeze"]
+
+
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 @pytest.mark.parametrize("c", [("n", 40), (1, 40), (40,), ("n", 1)])
 def test_gemm_adds_a_runtime_value(tmp_path, beta, c):
@@ -67,7 +75,9 @@ def test_gemm_adds_a_runtime_value(tmp_path, beta, c):
     assert ("Mul" in operators(result)) == (beta != 1.0)
 
 
-@pytest.mark.parametrize("shape", [(24, 3), ("n", "m"), (2, 24, 3), ("n", 24, "m"), (2, "n", 24, 3), (24,)])
+@pytest.mark.parametrize(
+    "shape", [(24, 3), ("n", "m"), (2, 24, 3), ("n", 24, "m"), (2, "n", 24, 3), (24,), (24, 1), ("n", 24, 1)]
+)
 def test_matmul_with_a_constant_on_the_left(tmp_path, shape):
     given = (24, "m") if shape == ("n", "m") else shape
     out = (40,) if len(given) == 1 else (*given[:-2], 40, given[-1])

@@ -22,6 +22,7 @@ from sparsify.passes import rewrite
 from sparsify.planning import Plan, plan
 from tests.coverage.counting import count_flops
 from tests.coverage.rows import Example, Row
+from tests.coverage.table import EVERYTHING
 
 TOLERANCE = 1e-3
 
@@ -66,9 +67,9 @@ class Subject:
         return called
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=2 if EVERYTHING else None)
 def subject(row: Row) -> Subject:
-    """The subject of a row; the models are tiny, so those of a whole default run are kept."""
+    """The subject of a row; those of the default run are kept, of the whole table the latest only."""
     return Subject(row)
 
 

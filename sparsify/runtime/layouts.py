@@ -21,6 +21,9 @@ Attribute = int | float | str | list[int]
 LAYOUTS: tuple[str, ...] = ("csr", "blocks-2", "blocks-4", "blocks-8", "blocks-16")
 """All layouts. `csr` stores single weights; `blocks-R` stores R outputs of one input together."""
 
+WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
+"""Number types that weights are stored in; sums are always float32."""
+
 _ELEMENT_TYPES: dict[int, type[np.generic]] = {1: np.float32, 2: np.uint8, 4: np.uint16, 6: np.int32}
 _ELEMENT_NUMBERS = {np.dtype(kind): number for number, kind in _ELEMENT_TYPES.items()}
 
@@ -75,13 +78,19 @@ def _check(status: int) -> None:
         raise RuntimeLibraryError(library.last_error(library.load()))
 
 
-def _pack(weight: npt.NDArray[np.float32], layout: str) -> tuple[npt.NDArray[np.generic], ...]:
+def _pack(weight: npt.NDArray[np.float32], layout: str, dtype: str) -> tuple[npt.NDArray[np.generic], ...]:
+    if dtype not in WEIGHT_DTYPES:
+        raise UserError(f"weights are stored as {', '.join(WEIGHT_DTYPES)}, not {dtype!r}")
     native = library.load()
     matrix = np.ascontiguousarray(weight, dtype=np.float32).reshape(weight.shape[0], -1)
     handle = ctypes.c_void_p()
     _check(
         native.sparsify_pack(
-            layout.encode(), matrix.ctypes.data, matrix.shape[0], matrix.shape[1], ctypes.byref(handle)
+            layout.encode(),
+            matrix.ctypes.data,
+            *matrix.shape,
+            WEIGHT_DTYPES.index(dtype),
+            ctypes.byref(handle),
         )
     )
     try:
@@ -131,21 +140,22 @@ def stored(weight: npt.NDArray[np.float32], layout: str) -> int:
     return rows * int(np.count_nonzero(blocks))
 
 
-def pack_linear(weight: npt.NDArray[np.float32], *, layout: str = "csr") -> Packed:
+def pack_linear(weight: npt.NDArray[np.float32], *, layout: str = "csr", dtype: str = "float32") -> Packed:
     """Packs the non-zeros of a linear layer's weight.
 
     Args:
         weight: float32 `[out, in]`.
         layout: Name of the layout.
+        dtype: One of `WEIGHT_DTYPES`, to which the weights are rounded.
 
     Raises:
         UserError: The weight has another shape or type.
-        RuntimeLibraryError: No such layout, or the native library is missing.
+        RuntimeLibraryError: No such layout, a weight too large for the type, or the native library is missing.
     """
     _check_weight(weight, 2, "[out, in]")
     out, inputs = weight.shape
     attributes: dict[str, Attribute] = {"layout": layout, "out_features": out, "in_features": inputs}
-    return Packed("SparseLinear", layout, (out, inputs), _pack(weight, layout), attributes)
+    return Packed("SparseLinear", layout, (out, inputs), _pack(weight, layout, dtype), attributes)
 
 
 def pack_conv(
@@ -155,6 +165,7 @@ def pack_conv(
     pads: Sequence[int] = (0, 0, 0, 0),
     dilations: Sequence[int] = (1, 1),
     layout: str = "csr",
+    dtype: str = "float32",
 ) -> Packed:
     """Packs the non-zeros of a two-dimensional convolution's weight, groups = 1.
 
@@ -164,10 +175,11 @@ def pack_conv(
         pads: Zeros around the input in ONNX's order: top, left, bottom, right.
         dilations: Vertical and horizontal distance between the kernel's taps.
         layout: Name of the layout.
+        dtype: One of `WEIGHT_DTYPES`, to which the weights are rounded.
 
     Raises:
         UserError: The weight or the geometry has another shape or type.
-        RuntimeLibraryError: No such layout, or the native library is missing.
+        RuntimeLibraryError: No such layout, a weight too large for the type, or the native library is missing.
     """
     _check_weight(weight, 4, "[out, in, kh, kw]")
     if (len(strides), len(pads), len(dilations)) != (2, 4, 2):
@@ -182,11 +194,11 @@ def pack_conv(
         "dilations": [int(dilation) for dilation in dilations],
     }
     shape = tuple(int(extent) for extent in weight.shape)
-    return Packed("SparseConv", layout, shape, _pack(weight, layout), attributes)
+    return Packed("SparseConv", layout, shape, _pack(weight, layout, dtype), attributes)
 
 
 def unpack(packed: Packed) -> npt.NDArray[np.float32]:
-    """The dense weight, in the shape it had before packing.
+    """The dense weight, in the shape it had before packing, rounded as it was stored.
 
     Raises:
         RuntimeLibraryError: The packed tensors are corrupt.

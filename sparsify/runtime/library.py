@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparsify.errors import RuntimeLibraryError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ENVIRONMENT_VARIABLE = "SPARSIFY_LIBRARY"
 _ADVICE = "install the package with `pip install .` (this needs a C++17 compiler), or set SPARSIFY_LIBRARY"
 
@@ -62,7 +62,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "kernel_count": (c_int32, ()),
     "kernel_name": (c_char_p, (c_int32,)),
     "kernel_supported": (c_int32, (c_int32,)),
-    "pack": (c_int32, (c_char_p, c_void_p, c_int64, c_int64, _HANDLE)),
+    "pack": (c_int32, (c_char_p, c_void_p, c_int64, c_int64, c_int32, _HANDLE)),
     "packed_count": (c_int32, (c_void_p,)),
     "packed_tensor": (Tensor, (c_void_p, c_int32)),
     "packed_free": (None, (c_void_p,)),

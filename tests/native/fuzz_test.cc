@@ -307,11 +307,11 @@ void TestArgumentsThatAreNotThere() {
   const float weight[4] = {1.0f, 0.0f, 2.0f, 3.0f};
   const sparsify_tensor none[4] = {};
   const sparsify_conv_attributes a = {2, 2, {1, 1}, {1, 1}, {}, {1, 1}};
-  const bool refused = sparsify_pack(nullptr, weight, 2, 2, &packed) != 0 &&
-                       sparsify_pack("csr", nullptr, 2, 2, &packed) != 0 &&
-                       sparsify_pack("csr", weight, 0, 2, &packed) != 0 &&
-                       sparsify_pack("csr", weight, 2, INT64_MAX, &packed) != 0 &&
-                       sparsify_pack("csr", weight, -1, -1, &packed) != 0 &&
+  const bool refused = sparsify_pack(nullptr, weight, 2, 2, 0, &packed) != 0 &&
+                       sparsify_pack("csr", nullptr, 2, 2, 0, &packed) != 0 &&
+                       sparsify_pack("csr", weight, 0, 2, 0, &packed) != 0 &&
+                       sparsify_pack("csr", weight, 2, INT64_MAX, 0, &packed) != 0 &&
+                       sparsify_pack("csr", weight, -1, -1, 0, &packed) != 0 &&
                        sparsify_unpack("csr", none, 4, 2, 2, nullptr) != 0 &&
                        sparsify_unpack("csr", nullptr, 4, 2, 2, nullptr) != 0 &&
                        sparsify_unpack("csr", nullptr, -1, 2, 2, nullptr) != 0 &&

@@ -72,7 +72,7 @@ inline int64_t ElementBytes(int32_t type) { return type == 4 ? 2 : type == 2 ? 1
 inline PackedWeight Pack(const char* layout, const std::vector<float>& weight, int64_t rows,
                          int64_t columns) {
   sparsify_packed* packed = nullptr;
-  if (sparsify_pack(layout, weight.data(), rows, columns, &packed) != 0) Die(sparsify_last_error());
+  if (sparsify_pack(layout, weight.data(), rows, columns, 0, &packed) != 0) Die(sparsify_last_error());
   PackedWeight result;
   result.layout = layout;
   result.rows = rows;

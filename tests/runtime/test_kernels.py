@@ -7,7 +7,7 @@ import pytest
 
 from sparsify.errors import RuntimeLibraryError
 from sparsify.runtime import library
-from sparsify.runtime.layouts import LAYOUTS, Packed, block_rows, pack_conv, pack_linear
+from sparsify.runtime.layouts import LAYOUTS, Packed, block_rows, pack_conv, pack_linear, unpack
 from sparsify.runtime.reference import ACTIVATIONS, sparse_conv, sparse_linear
 from tests.runtime.native import Kernel, supported_kernels
 from tests.runtime.test_layouts import blocks, sparse
@@ -29,7 +29,7 @@ def reference(packed: Packed, x: np.ndarray, *rest) -> np.ndarray:
 def bound(packed: Packed, x: np.ndarray) -> float:
     """Largest rounding error of a dot product of random signs, summed in any order."""
     longest = max(1, int(np.diff(packed.tensors[1]).max()))
-    values = float(np.abs(packed.tensors[3]).max())
+    values = float(np.abs(unpack(packed)).max())
     return EPSILON * (8 + 2 * longest**0.5) * (1 + values * float(np.abs(x).max()) * longest**0.5)
 
 
@@ -76,6 +76,15 @@ def test_linear_in_blocks(kernel: str, layout: str, shape: tuple[int, int]) -> N
         packed = pack_linear(blocks(shape, density, block_rows(layout)), layout=layout)
         for batch in (1, 2, 5, 6, 7, 16, 17, 40, 64, 70):
             check(kernel, packed, normal((batch, shape[1])), ends=batch in (1, 7), threads=1 + batch % 3)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_linear_with_sixteen_bit_weights(kernel: str, layout: str, dtype: str) -> None:
+    packed = pack_linear(blocks((45, 120), 0.2, block_rows(layout)), layout=layout, dtype=dtype)
+    for batch in (1, 2, 3, 6, 30):
+        check(kernel, packed, normal((batch, 120)), ends=False)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from sparsify.errors import RuntimeLibraryError, UserError
 from sparsify.runtime.layouts import LAYOUTS, Packed, block_rows, pack_conv, pack_linear, stored, unpack
@@ -82,6 +83,31 @@ def test_unknown_names_of_layouts_are_refused() -> None:
         stored(np.ones((2, 2), np.float32), "blocks-3")
 
 
+@pytest.mark.parametrize("layout", ["csr", "blocks-4"])
+@pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
+def test_sixteen_bits_round_as_torch_does(layout: str, dtype: str, kind: torch.dtype) -> None:
+    weight = sparse((60, 80), 0.4)
+    special = [1e-8, 6e-8, 3e-5, 6.1e-5, 65504, -65519, 1.0009765, 1 + 2**-8, 1 + 3 * 2**-8, 2**-24 * 1.5]
+    weight[0, : len(special)] = special
+    packed = pack_linear(weight, layout=layout, dtype=dtype)
+    assert np.array_equal(unpack(packed), torch.from_numpy(weight).to(kind).float().numpy())
+    assert packed.tensors[3].nbytes * 2 == pack_linear(weight, layout=layout).tensors[3].nbytes
+
+
+def test_bytes_in_sixteen_bits_at_ninety_percent() -> None:
+    weight = sparse((768, 3072), 0.1)
+    assert pack_linear(weight, dtype="bfloat16").nbytes <= 0.11 * weight.nbytes
+
+
+def test_weights_too_large_for_sixteen_bits_and_unknown_types_are_refused() -> None:
+    weight = np.full((2, 2), 70_000, np.float32)
+    with pytest.raises(RuntimeLibraryError, match="too large"):
+        pack_linear(weight, dtype="float16")
+    assert np.isfinite(unpack(pack_linear(weight, dtype="bfloat16"))).all()
+    with pytest.raises(UserError, match="bfloat16"):
+        pack_linear(weight, dtype="int8")
+
+
 def test_infinite_and_nan_weights_are_kept() -> None:
     weight = np.array([[0, np.inf, np.nan, -0.0, 1e-40]], np.float32)
     back = unpack(pack_linear(weight))
@@ -111,6 +137,8 @@ def test_unknown_layout_is_refused() -> None:
         (0, put(6, 4), "blocks of 4"),
         (0, put(4, 5), "elements"),
         (0, put(5, 3), "column index"),
+        (0, put(7, 3), "type of values"),
+        (0, put(7, 1), "element type"),
         (0, lambda t: t[:4], "header"),
         (1, put(3, 10**6), "pointers"),
         (1, put(0, 1), "pointers"),

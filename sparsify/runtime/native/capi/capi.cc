@@ -30,7 +30,7 @@ struct sparsify_conv {
 
 namespace {
 
-constexpr int32_t kAbiVersion = 2;
+constexpr int32_t kAbiVersion = 3;
 
 std::string& LastError() {
   thread_local std::string message;
@@ -101,15 +101,18 @@ int32_t sparsify_kernel_supported(int32_t index) {
          sparsify::KernelSupported(static_cast<size_t>(index));
 }
 
-int32_t sparsify_pack(const char* layout, const float* weight, int64_t out, int64_t in,
+int32_t sparsify_pack(const char* layout, const float* weight, int64_t out, int64_t in, int32_t value_type,
                       sparsify_packed** packed) {
   return Guard([&] {
     std::string error;
+    if (value_type < 0 || value_type > 2) return Fail("unknown type of values");
     const int block_rows = sparsify::csr::BlockRows(layout, &error);
     if (block_rows == 0) return Fail(error);
     if (weight == nullptr) return Fail("there is no weight to pack");
     auto result = std::make_unique<sparsify_packed>();
-    if (!sparsify::csr::Pack(weight, out, in, block_rows, &result->csr, &error)) return Fail(error);
+    if (!sparsify::csr::Pack(weight, out, in, block_rows, static_cast<sparsify::csr::ValueType>(value_type),
+                             &result->csr, &error))
+      return Fail(error);
     *packed = result.release();
     return 0;
   });

@@ -49,9 +49,10 @@ SPARSIFY_API int32_t sparsify_kernel_count(void);
 SPARSIFY_API const char* sparsify_kernel_name(int32_t index);
 SPARSIFY_API int32_t sparsify_kernel_supported(int32_t index);
 
-/* weight [out, in], row-major; zeros are dropped. A convolution packs as [out, in * kh * kw]. */
+/* weight [out, in], row-major; zeros are dropped. A convolution packs as [out, in * kh * kw]. Values are
+   stored as float32 (0), bfloat16 (1) or float16 (2). */
 SPARSIFY_API int32_t sparsify_pack(const char* layout, const float* weight, int64_t out, int64_t in,
-                                   sparsify_packed** packed);
+                                   int32_t value_type, sparsify_packed** packed);
 SPARSIFY_API int32_t sparsify_packed_count(const sparsify_packed* packed);
 SPARSIFY_API sparsify_tensor sparsify_packed_tensor(const sparsify_packed* packed, int32_t index);
 SPARSIFY_API void sparsify_packed_free(sparsify_packed* packed);

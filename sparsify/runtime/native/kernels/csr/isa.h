@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "../epilogue.h"
+#include "value_type.h"
 
 namespace sparsify {
 namespace csr {
@@ -98,7 +99,7 @@ struct PackedRows {
   const int32_t* pointers;  // of each block row
   const uint16_t* narrow;   // one of these two is null
   const int32_t* wide;
-  const float* values;
+  Values values;
   int block_rows;
   int64_t rows;  // outputs
 };

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "isa.h"
+#include "values.h"
 
 namespace sparsify {
 namespace csr {
@@ -117,7 +118,7 @@ void Dot(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64
       float sum = 0.0f;
       for (int32_t i = matrix.pointers[line]; i < matrix.pointers[line + 1]; ++i) {
         const int64_t column = matrix.narrow != nullptr ? matrix.narrow[i] : matrix.wide[i];
-        sum += matrix.values[i * block_rows + r] * x[column];
+        sum += ValueAt(matrix.values, i * block_rows + r) * x[column];
       }
       const int64_t target = b * operand.y_stride + row;
       operand.y[target] = Finish(sum, row, target, epilogue);

@@ -50,7 +50,7 @@ class CsrLinear final : public LinearKernel {
     if (rows < 1) return;
     const RowMajor operand = {x, attributes_.in_features, y, attributes_.out_features, rows};
     if (rows <= isa_.few_rows) {
-      if (isa_.blocks != nullptr && rows <= RowsInPlace(matrix_.block_rows)) {
+      if (isa_.blocks != nullptr && matrix_.narrow != nullptr && rows <= RowsInPlace(matrix_.block_rows)) {
         return RunLines(isa_.blocks, operand, epilogue, parallel);
       }
       if (isa_.dot != nullptr) return RunLines(isa_.dot, operand, epilogue, parallel);

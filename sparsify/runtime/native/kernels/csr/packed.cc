@@ -1,8 +1,11 @@
 #include "packed.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
+
+#include "values.h"
 
 namespace sparsify {
 namespace csr {
@@ -57,6 +60,9 @@ bool CheckHeader(const PackedTensor& tensor, int64_t rows, int64_t columns, int 
   if (header[5] != (columns <= kNarrowColumns ? 2 : 4)) {
     return Fail(error, "impossible column index of " + std::to_string(header[5]) + " bytes");
   }
+  if (header[7] < 0 || header[7] > static_cast<int32_t>(ValueType::kFloat16)) {
+    return Fail(error, "unknown type of values " + std::to_string(header[7]));
+  }
   return true;
 }
 
@@ -107,6 +113,7 @@ PackedTensor Packed::Tensor(int64_t index) const {
       if (narrow.empty()) return {wide.data(), ElementType::kInt32, static_cast<int64_t>(wide.size())};
       return {narrow.data(), ElementType::kUint16, static_cast<int64_t>(narrow.size())};
     default:
+      if (values.empty()) return {halves.data(), ElementType::kUint16, static_cast<int64_t>(halves.size())};
       return {values.data(), ElementType::kFloat, static_cast<int64_t>(values.size())};
   }
 }
@@ -121,9 +128,24 @@ bool Occupied(const float* weight, int64_t rows, int64_t columns, int block_rows
   return false;
 }
 
+// Rounds the values to 16 bits.
+bool Halve(ValueType type, Packed* packed, std::string* error) {
+  packed->halves.reserve(packed->values.size());
+  for (const float value : packed->values) {
+    const uint16_t half = type == ValueType::kBfloat16 ? ToBfloat16(value) : ToFloat16(value);
+    const float rounded = type == ValueType::kBfloat16 ? FromBfloat16(half) : FromFloat16(half);
+    if (std::isinf(rounded) && !std::isinf(value)) {
+      return Fail(error, "the weight " + std::to_string(value) + " is too large for 16 bits");
+    }
+    packed->halves.push_back(half);
+  }
+  packed->values.clear();
+  return true;
+}
+
 }  // namespace
 
-bool Pack(const float* weight, int64_t rows, int64_t columns, int block_rows, Packed* packed,
+bool Pack(const float* weight, int64_t rows, int64_t columns, int block_rows, ValueType type, Packed* packed,
           std::string* error) {
   if (rows < 1 || columns < 1 || rows >= kLargest || columns > kLargest) {
     return Fail(
@@ -157,13 +179,13 @@ bool Pack(const float* weight, int64_t rows, int64_t columns, int block_rows, Pa
                     packed->pointers.back(),
                     narrow ? 2 : 4,
                     block_rows == 1 ? 0 : block_rows,
-                    0};
+                    static_cast<int32_t>(type)};
   if (packed->pointers.back() == 0) {
     packed->values.assign(static_cast<size_t>(block_rows), 0.0f);
     packed->narrow.assign(narrow ? 1 : 0, 0);
     packed->wide.assign(narrow ? 0 : 1, 0);
   }
-  return true;
+  return type == ValueType::kFloat32 || Halve(type, packed, error);
 }
 
 bool Parse(const PackedTensor* tensors, size_t count, int64_t rows, int64_t columns, int block_rows,
@@ -183,10 +205,12 @@ bool Parse(const PackedTensor* tensors, size_t count, int64_t rows, int64_t colu
   m.blocks = static_cast<const int32_t*>(tensors[0].data)[4];
   const bool narrow = columns <= kNarrowColumns;
   const int64_t stored = std::max<int64_t>(m.blocks, 1);
+  m.values.type = static_cast<ValueType>(static_cast<const int32_t*>(tensors[0].data)[7]);
+  const ElementType value = m.values.type == ValueType::kFloat32 ? ElementType::kFloat : ElementType::kUint16;
   const ElementType index = narrow ? ElementType::kUint16 : ElementType::kInt32;
   if (!CheckTensor(tensors[1], "row pointers", ElementType::kInt32, m.lines() + 1, error) ||
       !CheckTensor(tensors[2], "column indices", index, stored, error) ||
-      !CheckTensor(tensors[3], "values", ElementType::kFloat, stored * block_rows, error)) {
+      !CheckTensor(tensors[3], "values", value, stored * block_rows, error)) {
     return false;
   }
   m.pointers = static_cast<const int32_t*>(tensors[1].data);
@@ -195,7 +219,7 @@ bool Parse(const PackedTensor* tensors, size_t count, int64_t rows, int64_t colu
   } else {
     m.wide = static_cast<const int32_t*>(tensors[2].data);
   }
-  m.values = static_cast<const float*>(tensors[3].data);
+  m.values.data = tensors[3].data;
   if (!CheckRows(m, error)) return false;
   *matrix = m;
   return true;
@@ -208,7 +232,8 @@ void Unpack(const Matrix& matrix, float* weight) {
     const int64_t rows = std::min<int64_t>(matrix.block_rows, matrix.rows - first);
     for (int64_t i = matrix.pointers[line]; i < matrix.pointers[line + 1]; ++i) {
       for (int64_t r = 0; r < rows; ++r) {
-        weight[(first + r) * matrix.columns + matrix.Column(i)] = matrix.values[i * matrix.block_rows + r];
+        weight[(first + r) * matrix.columns + matrix.Column(i)] =
+            ValueAt(matrix.values, i * matrix.block_rows + r);
       }
     }
   }

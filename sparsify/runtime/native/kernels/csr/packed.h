@@ -1,10 +1,10 @@
 // The packed form of a weight in the layouts "csr" and "blocks-R", as it stands in a file. See
 // docs/design/packed-layouts.md. A block is R outputs of one input, csr is R = 1.
 //
-//   0  header   int32 [8]           magic, version, rows, columns, blocks, bytes of a column index, R, 0
-//   1  pointers int32 [rows/R + 1]  first block of each block row
-//   2  columns  uint16 or int32     ascending inside a block row; uint16 when columns <= 65536
-//   3  values   float32 [blocks][R] no block of zeros only
+//   0  header   int32 [8]           magic, version, rows, columns, blocks, bytes of a column index, R, value
+//   type 1  pointers int32 [rows/R + 1]  first block of each block row 2  columns  uint16 or int32 ascending
+//   inside a block row; uint16 when columns <= 65536 3  values   [blocks][R]         float32, or 16 bits as
+//   uint16; see values.h
 //
 // Columns and values hold one block of zeros when there is none, since empty initializers are mishandled by
 // some tools. A convolution is the matrix [out, in * kh * kw].
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../api.h"
+#include "value_type.h"
 
 namespace sparsify {
 namespace csr {
@@ -35,7 +36,7 @@ struct Matrix {
   const int32_t* pointers = nullptr;
   const uint16_t* narrow = nullptr;  // one of these two is null
   const int32_t* wide = nullptr;
-  const float* values = nullptr;
+  Values values = {nullptr, ValueType::kFloat32};
 
   int64_t lines() const { return (rows + block_rows - 1) / block_rows; }  // block rows
   int64_t Column(int64_t i) const { return narrow != nullptr ? narrow[i] : wide[i]; }
@@ -43,14 +44,14 @@ struct Matrix {
 
 struct Packed {
   std::vector<int32_t> header, pointers, wide;
-  std::vector<uint16_t> narrow;
-  std::vector<float> values;
+  std::vector<uint16_t> narrow, halves;
+  std::vector<float> values;  // one of these two is empty
 
   PackedTensor Tensor(int64_t index) const;
 };
 
 // All return false and set *error on failure.
-bool Pack(const float* weight, int64_t rows, int64_t columns, int block_rows, Packed* packed,
+bool Pack(const float* weight, int64_t rows, int64_t columns, int block_rows, ValueType type, Packed* packed,
           std::string* error);
 bool Parse(const PackedTensor* tensors, size_t count, int64_t rows, int64_t columns, int block_rows,
            Matrix* matrix, std::string* error);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "values.h"
+
 namespace sparsify {
 namespace csr {
 namespace {
@@ -76,7 +78,8 @@ void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t la
     ++classes_.back().rows;
     rows_.push_back(entry.row);
     for (int64_t i = entry.first; i < entry.first + entry.count; ++i) {
-      values_.insert(values_.end(), matrix.values + i * block_rows_, matrix.values + (i + 1) * block_rows_);
+      for (int64_t r = 0; r < block_rows_; ++r)
+        values_.push_back(ValueAt(matrix.values, i * block_rows_ + r));
       offsets_.push_back(static_cast<uint16_t>(64 * (matrix.Column(i) - first_input)));
     }
   }

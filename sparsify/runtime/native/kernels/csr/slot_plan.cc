@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "values.h"
+
 namespace sparsify {
 namespace csr {
 namespace {
@@ -88,7 +90,7 @@ LaneGroup GatherLanes(const Matrix& matrix, int64_t first_row) {
       const int64_t end = matrix.pointers[row / block_rows + 1];
       for (; at[lane] < end && matrix.Column(at[lane]) < input + kBlock; ++at[lane]) {
         members.push_back({static_cast<uint32_t>(lane), static_cast<uint32_t>(matrix.Column(at[lane])),
-                           matrix.values[at[lane] * block_rows + row % block_rows]});
+                           ValueAt(matrix.values, at[lane] * block_rows + row % block_rows)});
         ++counts[lane];
       }
     }

@@ -4,6 +4,7 @@
 
 #include "compiler.h"
 #include "isa.h"
+#include "values.h"
 
 namespace sparsify {
 namespace csr {
@@ -145,9 +146,21 @@ int64_t Column(const PackedRows& matrix, int64_t i) {
   return matrix.narrow != nullptr ? matrix.narrow[i] : matrix.wide[i];
 }
 
+// Four stored weights from `at` on.
+template <ValueType T>
+float32x4_t LoadValues(const Values& values, int64_t at) {
+  if constexpr (T == ValueType::kFloat32) {
+    return vld1q_f32(static_cast<const float*>(values.data) + at);
+  } else {
+    const uint16x4_t halves = vld1_u16(static_cast<const uint16_t*>(values.data) + at);
+    if constexpr (T == ValueType::kBfloat16) return vreinterpretq_f32_u32(vshll_n_u16(halves, 16));
+    return vcvt_f32_f16(vreinterpret_f16_u16(halves));
+  }
+}
+
 // Sums of one line of blocks of R outputs as R / 4 registers: a block costs a broadcast of X and a load and
 // an FMA for each register. Several sums of each hide the latency of the FMAs.
-template <int R>
+template <int R, ValueType T>
 void SumBlocks(const PackedRows& matrix, const float* x, int64_t line, float32x4_t* out) {
   constexpr int L = R / 4, S = V::kAccumulators / L;
   float32x4_t sum[S][L];
@@ -158,7 +171,9 @@ void SumBlocks(const PackedRows& matrix, const float* x, int64_t line, float32x4
   const auto add = [&](int64_t at, float32x4_t* to) {
     const float32x4_t broadcast = V::Set(x[Column(matrix, at)]);
     SPARSIFY_UNROLL
-    for (int l = 0; l < L; ++l) to[l] = V::MulAdd(V::Load(matrix.values + R * at + 4 * l), broadcast, to[l]);
+    for (int l = 0; l < L; ++l) {
+      to[l] = V::MulAdd(LoadValues<T>(matrix.values, R * at + 4 * l), broadcast, to[l]);
+    }
   };
   for (; i + S <= end; i += S) {
     SPARSIFY_UNROLL
@@ -175,7 +190,7 @@ void SumBlocks(const PackedRows& matrix, const float* x, int64_t line, float32x4
 
 // The sums of a line of single outputs (R = 1) or of pairs of them (R = 2): a register holds the values of
 // 4 / R blocks, and X is gathered to them.
-template <int R>
+template <int R, ValueType T>
 float32x4_t SumSingles(const PackedRows& matrix, const float* x, int64_t line) {
   constexpr int kBlocks = 4 / R;
   float32x4_t sum[2] = {V::Zero(), V::Zero()};
@@ -192,22 +207,24 @@ float32x4_t SumSingles(const PackedRows& matrix, const float* x, int64_t line) {
     SPARSIFY_UNROLL
     for (int s = 0; s < 2; ++s) {
       const int64_t at = i + s * kBlocks;
-      sum[s] = V::MulAdd(V::Load(matrix.values + R * at), gather(at, kBlocks), sum[s]);
+      sum[s] = V::MulAdd(LoadValues<T>(matrix.values, R * at), gather(at, kBlocks), sum[s]);
     }
   }
   for (; i < end; i += kBlocks) {
     const int64_t left = end - i < kBlocks ? end - i : kBlocks;
-    sum[0] = V::MulAdd(V::LoadFirst(matrix.values + R * i, R * left), gather(i, left), sum[0]);
+    float rest[4] = {};
+    for (int64_t n = 0; n < R * left; ++n) rest[n] = ValueAt(matrix.values, R * i + n);
+    sum[0] = V::MulAdd(vld1q_f32(rest), gather(i, left), sum[0]);
   }
   return V::Add(sum[0], sum[1]);
 }
 
 // The outputs of up to 4 / R lines below `last`.
-template <int R>
+template <int R, ValueType T>
 float32x4_t SumQuad(const PackedRows& matrix, const float* x, int64_t line, int64_t last) {
   float sums[4] = {};
   for (int64_t n = 0; n < 4 / R && line + n < last; ++n) {
-    const float32x4_t sum = SumSingles<R>(matrix, x, line + n);
+    const float32x4_t sum = SumSingles<R, T>(matrix, x, line + n);
     if (R == 1) {
       sums[n] = vaddvq_f32(sum);
     } else {
@@ -217,7 +234,11 @@ float32x4_t SumQuad(const PackedRows& matrix, const float* x, int64_t line, int6
   return vld1q_f32(sums);
 }
 
-template <Activation A, int R>
+void FinishBy(float32x4_t sums, int64_t row, int64_t n, int64_t target, const Epilogue& epilogue, float* y) {
+  SPARSIFY_BY_ACTIVATION(epilogue.activation, Finish, sums, row, n, target, epilogue, y)
+}
+
+template <ValueType T, int R>
 void DotOf(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
            const Epilogue& epilogue) {
   constexpr int kLines = R < 4 ? 4 / R : 1, kRegisters = R < 4 ? 1 : R / 4;
@@ -227,45 +248,52 @@ void DotOf(const PackedRows& matrix, const RowMajor& operand, int64_t first, int
       const float* x = operand.x + b * operand.x_stride;
       float32x4_t sums[kRegisters];
       if constexpr (R < 4) {
-        sums[0] = SumQuad<R>(matrix, x, line, last);
+        sums[0] = SumQuad<R, T>(matrix, x, line, last);
       } else {
-        SumBlocks<R>(matrix, x, line, sums);
+        SumBlocks<R, T>(matrix, x, line, sums);
       }
       for (int l = 0; l < kRegisters; ++l) {
         const int64_t row = line * R + 4 * l;
-        Finish<A>(sums[l], row, end - row, b * operand.y_stride + row, epilogue, operand.y);
+        FinishBy(sums[l], row, end - row, b * operand.y_stride + row, epilogue, operand.y);
       }
     }
   }
 }
 
-template <Activation A>
-void Dot(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
-         const Epilogue& epilogue) {
+template <ValueType T>
+void DotFor(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+            const Epilogue& epilogue) {
   switch (matrix.block_rows) {
     case 1:
-      return DotOf<A, 1>(matrix, operand, first, last, epilogue);
+      return DotOf<T, 1>(matrix, operand, first, last, epilogue);
     case 2:
-      return DotOf<A, 2>(matrix, operand, first, last, epilogue);
+      return DotOf<T, 2>(matrix, operand, first, last, epilogue);
     case 4:
-      return DotOf<A, 4>(matrix, operand, first, last, epilogue);
+      return DotOf<T, 4>(matrix, operand, first, last, epilogue);
     case 8:
-      return DotOf<A, 8>(matrix, operand, first, last, epilogue);
+      return DotOf<T, 8>(matrix, operand, first, last, epilogue);
     default:
-      return DotOf<A, 16>(matrix, operand, first, last, epilogue);
+      return DotOf<T, 16>(matrix, operand, first, last, epilogue);
   }
 }
 
-void DotBy(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
-           const Epilogue& epilogue) {
-  SPARSIFY_BY_ACTIVATION(epilogue.activation, Dot, matrix, operand, first, last, epilogue)
+void Dot(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
+         const Epilogue& epilogue) {
+  switch (matrix.values.type) {
+    case ValueType::kBfloat16:
+      return DotFor<ValueType::kBfloat16>(matrix, operand, first, last, epilogue);
+    case ValueType::kFloat16:
+      return DotFor<ValueType::kFloat16>(matrix, operand, first, last, epilogue);
+    default:
+      return DotFor<ValueType::kFloat32>(matrix, operand, first, last, epilogue);
+  }
 }
 
 }  // namespace
 
 const Isa isa_neon = {"neon",        &Multiply<V>, &PackRows,      &PackPixels<V>,
                       &TakeEvery<V>, &StoreRowsBy, &StorePixelsBy, 2,
-                      nullptr,       &DotBy,       nullptr};
+                      nullptr,       &Dot,         nullptr};
 
 }  // namespace csr
 }  // namespace sparsify

@@ -39,6 +39,9 @@ def lower(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="With --tune: measure again, and keep nothing on disk.")
     ] = False,
+    weight_dtype: Annotated[
+        str, typer.Option(help="Store sparse weights as float32, bfloat16 or float16; sums are float32.")
+    ] = "float32",
     output_format: FormatOption = Format.text,
 ) -> None:
     """Replace nodes of an ONNX file by sparse operators where they are faster.
@@ -55,6 +58,10 @@ def lower(
         raise typer.BadParameter("a pattern is imposed by --what-if only", param_hint="--pattern")
     out = Output(output_format)
     options: dict[str, Any] = {"tune": tune, "layout": layout, "threads": threads, "cache": not no_cache}
+    if what_if is None:
+        options["weight_dtype"] = weight_dtype
+    elif weight_dtype != "float32":
+        raise typer.BadParameter("what-if times float32", param_hint="--weight-dtype")
     options["batches"] = numbers(batch, int, "--batch") if batch else []
     options["sizes"] = named_sizes(size or [])
     with Progress(out.talk) as progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sparsify.errors import UserError
 from sparsify.lowering.candidate import Array, Candidate
 from sparsify.lowering.cost import Decision
 from sparsify.lowering.decisions import Match, Request, choose, decide_all, silent
@@ -14,7 +15,7 @@ from sparsify.lowering.matching import match_all
 from sparsify.lowering.model_file import read_model, staged, stored_bytes
 from sparsify.lowering.parity import compare
 from sparsify.lowering.report import LayerReport, LowerReport, NodeCounts
-from sparsify.lowering.rewrite import Packer, rewrite
+from sparsify.lowering.rewrite import HALF_ULP, Packer, rewrite
 from sparsify.lowering.tune import Progress
 from sparsify.lowering.workload import reference_run
 from sparsify.runtime import Session
@@ -31,6 +32,7 @@ def lower(
     batches: Sequence[int] = (),
     sizes: Mapping[str, int] | None = None,
     cache: bool = True,
+    weight_dtype: str = "float32",
     progress: Progress = silent,
 ) -> LowerReport:
     """Replaces nodes with zeros in their weights by sparse operators where that is faster.
@@ -46,6 +48,8 @@ def lower(
         batches: Batch sizes to decide for. When not given: what the file says, or with `tune` 1 and 8.
         sizes: Sizes of other free dimensions by symbol; 128 with `tune` where not given.
         cache: Whether `tune` keeps its times on disk (`$SPARSIFY_CACHE`) and looks them up there.
+        weight_dtype: What sparse weights are stored in: "float32", or "bfloat16" or "float16", rounded, half the
+            bytes. Sums are float32 always.
         progress: Called by `tune` with what is being done, how many of it are done, and how many there are.
 
     Returns:
@@ -59,23 +63,28 @@ def lower(
     request = Request(
         tune, layout, inputs, threads, tuple(batches), dict(sizes or {}), cache=cache, progress=progress
     )
+    if weight_dtype not in HALF_ULP:
+        raise UserError(f"weights are stored as {', '.join(HALF_ULP)}, not {weight_dtype!r}")
     graph = Graph(read_model(source))
     matches = match_all(graph)
-    packer = Packer()
+    packer = Packer(weight_dtype)
     decisions = decide_all(graph, source, matches, packer, request)
     chosen = choose(graph, matches, decisions)
     model = rewrite(graph, chosen, packer) if chosen else graph.model
     with staged(model, target) as beside:
-        error = _check(graph, source, beside, inputs) if chosen else 0.0
+        epsilon = max(graph.epsilon, 2 * HALF_ULP[weight_dtype])
+        error = _check(graph, source, beside, inputs, epsilon) if chosen else 0.0
     layers = layer_reports(matches, decisions)
     return LowerReport(count_nodes(layers), error, stored_bytes(target), layers)
 
 
-def _check(graph: Graph, source: Path, lowered: Path, inputs: Mapping[str, Array] | None) -> float:
+def _check(
+    graph: Graph, source: Path, lowered: Path, inputs: Mapping[str, Array] | None, epsilon: float
+) -> float:
     feeds, expected = reference_run(graph, source, inputs)
     check_written(lowered, source)
     actual = Session(lowered).run(feeds)
-    return compare(expected, actual, what="lowered model against its source", epsilon=graph.epsilon)
+    return compare(expected, actual, what="lowered model against its source", epsilon=epsilon)
 
 
 def layer_reports(matches: Sequence[Match], decisions: Mapping[int, Decision]) -> tuple[LayerReport, ...]:

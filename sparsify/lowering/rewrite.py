@@ -20,11 +20,22 @@ from sparsify.runtime.session import DOMAIN
 
 VERSION = 1
 
+HALF_ULP = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+"""What rounding to a type changes at most, as a share of the weight."""
+
+SMALLEST = {"float32": 0.0, "bfloat16": 0.0, "float16": 2.0**-25}
+"""What it changes at most where a weight is near the type's smallest."""
+
 
 class Packer:
-    """Packs weights once each, however many nodes or attempts use them."""
+    """Packs weights once each, however many nodes or attempts use them.
 
-    def __init__(self) -> None:
+    Attributes:
+        dtype: Number type that weights are stored in, one of `layouts.WEIGHT_DTYPES`.
+    """
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self.dtype = dtype
         self._packed: dict[Hashable, Packed] = {}
 
     def pack(self, candidate: Candidate, layout: str) -> Packed:
@@ -35,7 +46,7 @@ class Packer:
         """
         key = (candidate.fingerprint, candidate.geometry, layout)
         if key not in self._packed:
-            self._packed[key] = _pack(candidate, layout)
+            self._packed[key] = _pack(candidate, layout, self.dtype)
         return self._packed[key]
 
 
@@ -74,10 +85,10 @@ def names_in(graph: Graph) -> set[str]:
     return names
 
 
-def _pack(candidate: Candidate, layout: str) -> Packed:
+def _pack(candidate: Candidate, layout: str, dtype: str) -> Packed:
     weight = np.ascontiguousarray(candidate.weight)
     if candidate.geometry is None:
-        packed = layouts.pack_linear(weight, layout=layout)
+        packed = layouts.pack_linear(weight, layout=layout, dtype=dtype)
     else:
         geometry = candidate.geometry
         packed = layouts.pack_conv(
@@ -86,8 +97,9 @@ def _pack(candidate: Candidate, layout: str) -> Packed:
             pads=geometry.pads,
             dilations=geometry.dilations,
             layout=layout,
+            dtype=dtype,
         )
-    if not np.array_equal(layouts.unpack(packed), weight):
+    if not np.allclose(layouts.unpack(packed), weight, rtol=HALF_ULP[dtype], atol=SMALLEST[dtype]):
         raise SparsifyError(f"node {candidate.node!r}: its weight does not survive packing as {layout!r}")
     return packed
 

@@ -128,6 +128,7 @@ def _times(
     if candidate.x not in shapes:
         return None
     about = describe(graph, candidate, counts, shapes)
+    about |= {"dtype": packer.dtype}
     known = cache.get(about, {"dense", *counts})
     if known is not None:
         return NodeTimes(shapes[candidate.x], known["dense"], {layout: known[layout] for layout in counts})

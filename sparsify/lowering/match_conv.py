@@ -10,7 +10,9 @@ import onnx
 
 from sparsify.lowering.candidate import Array, Candidate, ConvGeometry, LeftAlone, float_weight, vector_of
 from sparsify.lowering.graph import Dim, Graph, Refused, attribute
-from sparsify.lowering.steps import TO_FLOAT, TO_HALF, Step
+from sparsify.lowering.steps import TO_FLOAT, TO_HALF, Step, inverse
+
+_ONE_ROW = Step("Unsqueeze", (2,))
 
 
 def match_conv(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | None:
@@ -28,22 +30,16 @@ def match_conv(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | N
     raw = graph.constant(node.input[1])
     if raw is None:
         return None
-    shape = () if isinstance(raw, Refused) else tuple(raw.shape)
-    density = 1.0 if isinstance(raw, Refused) else float(np.count_nonzero(raw)) / max(1, raw.size)
-    weight = float_weight(raw, node.input[1])
+    weight = _weight(node, raw)
     if isinstance(weight, Refused):
-        return LeftAlone(name, "Conv", shape, density, weight.reason)
-    problem = _unsupported(node, weight)
-    bias = None if problem else _bias(graph, node, shape[0])
-    geometry = None if problem else conv_geometry(graph, node, shape[2:])
+        return _left(name, raw, weight)
+    bias = _bias(graph, node, weight.shape[0])
+    geometry = conv_geometry(graph, node, weight.shape[2:])
     if isinstance(bias, Refused):
-        problem = bias.reason
+        return _left(name, raw, bias)
     if isinstance(geometry, Refused):
-        problem = geometry.reason
-    if problem or isinstance(bias, Refused) or isinstance(geometry, Refused):
-        return LeftAlone(name, "Conv", shape, density, problem)
+        return _left(name, raw, geometry)
     flat, half = weight.ndim == 3, isinstance(raw, np.ndarray) and raw.dtype == np.float16
-    into, out_of = (Step("Unsqueeze", (2,)), Step("Squeeze", (2,)))
     return Candidate(
         index=index,
         node=name,
@@ -55,8 +51,8 @@ def match_conv(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | N
         bias=bias,
         geometry=geometry,
         consumed=(index,),
-        before=((TO_FLOAT,) if half else ()) + ((into,) if flat else ()),
-        after=((out_of,) if flat else ()) + ((TO_HALF,) if half else ()),
+        before=((TO_FLOAT,) if half else ()) + ((_ONE_ROW,) if flat else ()),
+        after=(inverse((_ONE_ROW,)) or () if flat else ()) + ((TO_HALF,) if half else ()),
         axis=weight.ndim - 1,
         rank=weight.ndim,
     )
@@ -122,13 +118,21 @@ def _same(
     return (*before, *after)
 
 
-def _unsupported(node: onnx.NodeProto, weight: Array) -> str:
+def _weight(node: onnx.NodeProto, raw: Array | Refused) -> Array | Refused:
+    weight = float_weight(raw, node.input[1])
+    if isinstance(weight, Refused):
+        return weight
     if weight.ndim not in (3, 4):
-        return f"a {weight.ndim - 2}-dimensional convolution; only 1 and 2 dimensions are lowered"
+        return Refused(f"a {weight.ndim - 2}-dimensional convolution; only 1 and 2 dimensions are lowered")
     groups = attribute(node, "group", 1)
-    if groups != 1:
-        return f"a grouped convolution (group = {groups})"
-    return ""
+    return weight if groups == 1 else Refused(f"a grouped convolution (group = {groups})")
+
+
+def _left(name: str, raw: Array | Refused, why: Refused) -> LeftAlone:
+    if isinstance(raw, Refused):
+        return LeftAlone(name, "Conv", (), 1.0, why.reason)
+    density = float(np.count_nonzero(raw)) / max(1, raw.size)
+    return LeftAlone(name, "Conv", tuple(raw.shape), density, why.reason)
 
 
 def _bias(graph: Graph, node: onnx.NodeProto, outputs: int) -> Array | Refused | None:

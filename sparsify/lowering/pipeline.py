@@ -48,8 +48,8 @@ def lower(
         batches: Batch sizes to decide for. When not given: what the file says, or with `tune` 1 and 8.
         sizes: Sizes of other free dimensions by symbol; 128 with `tune` where not given.
         cache: Whether `tune` keeps its times on disk (`$SPARSIFY_CACHE`) and looks them up there.
-        weight_dtype: What sparse weights are stored in: "float32", or "bfloat16" or "float16", rounded, half the
-            bytes. Sums are float32 always.
+        weight_dtype: What sparse weights are stored in: "float32", or in half the bytes and
+            rounded "bfloat16" or "float16". Sums are float32 always.
         progress: Called by `tune` with what is being done, how many of it are done, and how many there are.
 
     Returns:

@@ -150,7 +150,7 @@ def pack_linear(weight: npt.NDArray[np.float32], *, layout: str = "csr", dtype: 
 
     Raises:
         UserError: The weight has another shape or type.
-        RuntimeLibraryError: No such layout, a weight too large for the type, or the native library is missing.
+        RuntimeLibraryError: No such layout, a weight too large for the type, or no native library.
     """
     _check_weight(weight, 2, "[out, in]")
     out, inputs = weight.shape
@@ -179,7 +179,7 @@ def pack_conv(
 
     Raises:
         UserError: The weight or the geometry has another shape or type.
-        RuntimeLibraryError: No such layout, a weight too large for the type, or the native library is missing.
+        RuntimeLibraryError: No such layout, a weight too large for the type, or no native library.
     """
     _check_weight(weight, 4, "[out, in, kh, kw]")
     if (len(strides), len(pads), len(dilations)) != (2, 4, 2):

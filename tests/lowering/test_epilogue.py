@@ -99,6 +99,8 @@ TANH_FORMS = {
         pytest.param([node("Max", ["h", "zero"], "y")], "relu", id="Max with 0"),
         pytest.param([node("Gelu", ["h"], "y")], "gelu", id="Gelu"),
         pytest.param([node("Gelu", ["h"], "y", approximate="tanh")], "gelu_tanh", id="Gelu tanh"),
+        pytest.param([node("Sigmoid", ["h"], "a"), node("Mul", ["h", "a"], "y")], "silu", id="SiLU"),
+        pytest.param([node("Clip", ["h", "zero", "three"], "y")], "clip", id="Clip"),
         *[pytest.param(nodes, "gelu", id=f"erf, {name}") for name, nodes in ERF_FORMS.items()],
         *[pytest.param(nodes, "gelu_tanh", id=f"tanh, {name}") for name, nodes in TANH_FORMS.items()],
     ],
@@ -108,6 +110,14 @@ def test_activation_is_fused_however_it_is_spelled(tmp_path, nodes, kind):
     assert operators(result) == ["SparseLinear"]
     assert attributes(result.graph.node[0])["activation"] == kind
     assert not {"half", "one"} & {item.name for item in result.graph.initializer}
+
+
+def test_clip_carries_its_bounds_behind_a_residual(tmp_path):
+    nodes = [node("Add", ["h", "r"], "s"), node("Clip", ["s", "half", "three"], "y")]
+    _, result = lowered(after_matmul(nodes, inputs=["r"]), tmp_path)
+    found = attributes(result.graph.node[0])
+    assert operators(result) == ["SparseLinear"]
+    assert (found["activation"], found["clip_min"], found["clip_max"]) == ("clip", 0.5, 3.0)
 
 
 def test_almost_gelu_is_not_taken_for_gelu(tmp_path):

@@ -127,7 +127,7 @@ def _times(
 ) -> NodeTimes | None:
     if candidate.x not in shapes:
         return None
-    about = describe(graph, candidate, counts, shapes)
+    about = describe(graph, candidate, counts, shapes) | {"weights": packer.dtype}
     about |= {"dtype": packer.dtype}
     known = cache.get(about, {"dense", *counts})
     if known is not None:

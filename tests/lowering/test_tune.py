@@ -102,6 +102,13 @@ def test_nodes_of_one_kind_share_a_measurement_and_a_second_run_needs_none(sourc
     assert (asked.nodes, again.layers[0].layout) == (1, first.layers[0].layout)
 
 
+def test_weights_of_another_number_type_are_measured_by_themselves(source, tmp_path, monkeypatch):
+    asked = clock(monkeypatch, nodes=[(1.0, 2.0)] * 2 * LAYERS, files=[])
+    for count, dtype in enumerate(("float32", "bfloat16", "bfloat16"), start=1):
+        lower(source, tmp_path / "out.onnx", tune=True, batches=(1,), weight_dtype=dtype)
+        assert asked.nodes == min(count, 2) * LAYERS
+
+
 def test_without_the_cache_everything_is_measured_again_and_nothing_written(source, tmp_path, monkeypatch):
     asked = clock(monkeypatch, nodes=[(1.0, 2.0)] * 2 * LAYERS, files=[])
     for _ in range(2):

@@ -274,7 +274,8 @@ Case MakeCase(int64_t rows, int64_t columns, double density, Random* random) {
   c.layout = kLayouts[random->Below(5)];
   c.out = rows;
   c.in = columns;
-  c.packed = Pack(c.layout.c_str(), SparseWeight(random, rows, columns, density), rows, columns);
+  c.packed = Pack(c.layout.c_str(), SparseWeight(random, rows, columns, density), rows, columns,
+                  static_cast<int32_t>(random->Below(kValueTypes)));
   return c;
 }
 
@@ -312,6 +313,7 @@ void TestArgumentsThatAreNotThere() {
                        sparsify_pack("csr", weight, 0, 2, 0, &packed) != 0 &&
                        sparsify_pack("csr", weight, 2, INT64_MAX, 0, &packed) != 0 &&
                        sparsify_pack("csr", weight, -1, -1, 0, &packed) != 0 &&
+                       sparsify_pack("csr", weight, 2, 2, kValueTypes, &packed) != 0 &&
                        sparsify_unpack("csr", none, 4, 2, 2, nullptr) != 0 &&
                        sparsify_unpack("csr", nullptr, 4, 2, 2, nullptr) != 0 &&
                        sparsify_unpack("csr", nullptr, -1, 2, 2, nullptr) != 0 &&

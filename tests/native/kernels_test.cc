@@ -161,6 +161,40 @@ void TestNonFiniteInputsReachTheRowsThatUseThem() {
   }
 }
 
+// Values of 16 bits are float32 in every kernel: what they unpack to is what is computed with.
+void TestValuesOfSixteenBits() {
+  Random random(7);
+  const int64_t out = 37, in = 83;
+  const std::vector<float> weight = SparseWeight(&random, out, in, 0.2);
+  const float precision[kValueTypes] = {0.0f, 0.00390625f, 0.00048828125f};
+  for (int32_t type = 1; type < kValueTypes; ++type) {
+    for (const char* layout : kLayouts) {
+      const PackedWeight packed = Pack(layout, weight, out, in, type);
+      std::vector<float> stored(weight.size());
+      if (sparsify_unpack(layout, packed.tensors.data(), packed.count(), out, in, stored.data()) != 0) {
+        Die(sparsify_last_error());
+      }
+      for (size_t i = 0; i < weight.size(); ++i) {
+        if (!(std::fabs(stored[i] - weight[i]) <= precision[type] * std::fabs(weight[i]) + 1e-7f)) {
+          Die(std::string(layout) + ": a value of 16 bits is not the nearest");
+        }
+      }
+      for (const int64_t batch : {1, 2, 3, 6, 20, 70}) {
+        const std::vector<float> x = random.Normals(batch * in);
+        const Expected want = ExpectLinear(stored, out, in, x, batch, Ends());
+        for (const std::string& kernel : SupportedKernels()) {
+          Output y(static_cast<size_t>(batch * out));
+          Linear(packed, kernel).Run(x.data(), batch, Ends(), 2, y.data());
+          Compare(&y, want,
+                  kernel + " " + layout + " values of type " + std::to_string(type) + " batch " +
+                      std::to_string(batch));
+          ++counts.linear;
+        }
+      }
+    }
+  }
+}
+
 void TestAPerturbedWeightIsSeen() {
   Random random(4);
   const std::vector<float> weight = SparseWeight(&random, 32, 96, 0.3), x = random.Normals(20 * 96);
@@ -271,6 +305,7 @@ int main() {
   TestLinear();
   TestEmptyAndUnevenRows();
   TestNonFiniteInputsReachTheRowsThatUseThem();
+  TestValuesOfSixteenBits();
   TestAPerturbedWeightIsSeen();
   TestOneKernelServesSeveralThreads();
   TestConv();

@@ -13,6 +13,8 @@
 
 namespace sparsify_tests {
 
+constexpr int32_t kValueTypes = 3;  // float32, bfloat16, float16
+
 inline const char* const kLayouts[] = {"csr", "blocks-2", "blocks-4", "blocks-8", "blocks-16"};
 
 [[noreturn]] inline void Die(const std::string& message) {
@@ -69,10 +71,11 @@ struct PackedWeight {
 
 inline int64_t ElementBytes(int32_t type) { return type == 4 ? 2 : type == 2 ? 1 : 4; }
 
-inline PackedWeight Pack(const char* layout, const std::vector<float>& weight, int64_t rows,
-                         int64_t columns) {
+inline PackedWeight Pack(const char* layout, const std::vector<float>& weight, int64_t rows, int64_t columns,
+                         int32_t value_type = 0) {
   sparsify_packed* packed = nullptr;
-  if (sparsify_pack(layout, weight.data(), rows, columns, 0, &packed) != 0) Die(sparsify_last_error());
+  if (sparsify_pack(layout, weight.data(), rows, columns, value_type, &packed) != 0)
+    Die(sparsify_last_error());
   PackedWeight result;
   result.layout = layout;
   result.rows = rows;

@@ -46,6 +46,26 @@ const void* DataOf(const OrtApi& api, const OrtValue* value) {
   return data;
 }
 
+size_t ElementBytes(ElementType type) {
+  switch (type) {
+    case ElementType::kUint16:
+      return 2;
+    case ElementType::kFloat:
+    case ElementType::kInt32:
+      return 4;
+    default:
+      return 1;  // or a type that no kernel takes
+  }
+}
+
+const void* Aligned(const void* data, ElementType type, int64_t size, Copies* copies) {
+  if (reinterpret_cast<uintptr_t>(data) % ElementBytes(type) == 0) return data;
+  const size_t bytes = static_cast<size_t>(size) * ElementBytes(type);
+  copies->push_back(std::make_unique<unsigned char[]>(bytes));
+  std::memcpy(copies->back().get(), data, bytes);
+  return copies->back().get();
+}
+
 // The session's allocator costs as much as a small layer, so each thread keeps a little memory of its own.
 struct OwnScratch {
   std::unique_ptr<char[]> memory;
@@ -159,17 +179,17 @@ const OrtValue* NodeInfo::Constant(size_t index) const {
   return is_constant != 0 ? value : nullptr;
 }
 
-const float* NodeInfo::ConstantBias(int64_t out) const {
+const float* NodeInfo::ConstantBias(int64_t out, Copies* copies) const {
   const OrtValue* value = Constant(kBias);
   if (value == nullptr) return nullptr;
   const std::vector<int64_t> dims = ShapeInfo(api_, ShapeOf(api_, value)).Dims();
   if (dims.size() != 1 || dims[0] != out) {
     Fail("bias has shape " + ToString(dims) + " instead of [" + std::to_string(out) + "]");
   }
-  return static_cast<const float*>(DataOf(api_, value));
+  return static_cast<const float*>(Aligned(DataOf(api_, value), ElementType::kFloat, out, copies));
 }
 
-std::vector<PackedTensor> NodeInfo::Packed() const {
+std::vector<PackedTensor> NodeInfo::Packed(Copies* copies) const {
   size_t count = 0;
   Check(api_, api_.KernelInfo_GetInputCount(info_, &count));
   if (count <= kPacked) Fail("packed weights are missing");
@@ -182,9 +202,9 @@ std::vector<PackedTensor> NodeInfo::Packed() const {
     const ShapeInfo shape(api_, ShapeOf(api_, value));
     const std::vector<int64_t> dims = shape.Dims();
     PackedTensor tensor;
-    tensor.data = DataOf(api_, value);
     tensor.type = static_cast<ElementType>(shape.Type());
     tensor.size = Product(dims, 0, dims.size());
+    tensor.data = Aligned(DataOf(api_, value), tensor.type, tensor.size, copies);
     tensors.push_back(tensor);
   }
   return tensors;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -52,6 +53,9 @@ struct Dims {
 std::string ToString(const std::vector<int64_t>& dims);
 int64_t Product(const std::vector<int64_t>& values, size_t begin, size_t end);
 
+// Copies of constants that lie where their type must not: external data is mapped at any offset of its file.
+using Copies = std::vector<std::unique_ptr<unsigned char[]>>;
+
 // The node of a kernel that is being created.
 class NodeInfo {
  public:
@@ -64,10 +68,10 @@ class NodeInfo {
   float Float(const char* name) const;
   // The activation and its bounds; bias and residual are left out.
   Epilogue ReadActivation() const;
-  // The packed tensors; they must be initializers. Valid while the session lives.
-  std::vector<PackedTensor> Packed() const;
+  // The packed tensors; they must be initializers. Valid while the session and the copies live.
+  std::vector<PackedTensor> Packed(Copies* copies) const;
   // The bias, checked to be [out], where it is an initializer; null where it is absent or computed.
-  const float* ConstantBias(int64_t out) const;
+  const float* ConstantBias(int64_t out, Copies* copies) const;
   [[noreturn]] void Fail(const std::string& why) const;
 
  private:

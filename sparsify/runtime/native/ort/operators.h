@@ -21,6 +21,7 @@ class SparseLinear {
 
  private:
   std::string label_;
+  Copies copies_;
   Epilogue ending_;              // the activation
   const float* bias_ = nullptr;  // where it is an initializer
   std::unique_ptr<LinearKernel> kernel_;
@@ -36,6 +37,7 @@ class SparseConv {
 
  private:
   std::string label_;
+  Copies copies_;
   Epilogue ending_;              // the activation
   const float* bias_ = nullptr;  // where it is an initializer
   std::unique_ptr<ConvKernel> kernel_;

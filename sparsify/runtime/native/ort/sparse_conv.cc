@@ -75,9 +75,9 @@ SparseConv::SparseConv(const NodeInfo& node) : label_(node.label()), ending_(nod
   copy("strides", attributes.strides, 2);
   copy("pads", attributes.pads, 4);
   copy("dilations", attributes.dilations, 2);
-  bias_ = node.ConstantBias(attributes.out_channels);
+  bias_ = node.ConstantBias(attributes.out_channels, &copies_);
   const std::string layout = node.String("layout");
-  const std::vector<PackedTensor> packed = node.Packed();
+  const std::vector<PackedTensor> packed = node.Packed(&copies_);
   std::string error;
   kernel_ = CreateConv(layout.c_str(), nullptr, attributes, packed.data(), packed.size(), &error);
   if (kernel_ == nullptr) node.Fail(error);

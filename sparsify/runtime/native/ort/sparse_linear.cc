@@ -20,9 +20,9 @@ SparseLinear::SparseLinear(const NodeInfo& node) : label_(node.label()), ending_
   LinearAttributes attributes;
   attributes.out_features = node.Int("out_features");
   attributes.in_features = node.Int("in_features");
-  bias_ = node.ConstantBias(attributes.out_features);
+  bias_ = node.ConstantBias(attributes.out_features, &copies_);
   const std::string layout = node.String("layout");
-  const std::vector<PackedTensor> packed = node.Packed();
+  const std::vector<PackedTensor> packed = node.Packed(&copies_);
   std::string error;
   kernel_ = CreateLinear(layout.c_str(), nullptr, attributes, packed.data(), packed.size(), &error);
   if (kernel_ == nullptr) node.Fail(error);

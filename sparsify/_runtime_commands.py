@@ -32,7 +32,7 @@ def lower(
         str, typer.Option(help="With --what-if: unstructured, fan-in, N:M or RxC, e.g. 4x1.")
     ] = "unstructured",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads to decide for; all cores if not given.")
+        int | None, typer.Option(min=1, help="Threads to decide for; one if not given.")
     ] = None,
     batch: BatchesOption = "",
     size: SizesOption = None,

@@ -34,10 +34,9 @@ from sparsify.lowering.kernel_costs import (
     InstructionSet,
 )
 from sparsify.runtime import layouts
-from sparsify.runtime.environment import cores
 from sparsify.runtime.library import selected_kernel
 
-WORTHWHILE = 1.2
+WORTHWHILE = 1.1
 """Estimated speedup from which a node becomes sparse: the mean over what its columns may be. What is lost by
 caution is found again by tuning."""
 
@@ -72,12 +71,12 @@ class Machine:
         """This machine.
 
         Args:
-            threads: Threads within an operator; None for what ONNX Runtime would take, all cores.
+            threads: Threads within an operator; one if not given.
 
         Raises:
             RuntimeLibraryError: The native library is missing.
         """
-        return cls(selected_kernel(), threads or cores())
+        return cls(selected_kernel(), threads or 1)
 
     @property
     def costs(self) -> InstructionSet:

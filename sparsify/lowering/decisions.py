@@ -38,7 +38,7 @@ class Request:
         tune: Measure on this machine instead of estimating.
         layout: A layout to take for every node, "dense" for none; None decides node by node.
         inputs: The only inputs to measure on; random ones where they are not given.
-        threads: Threads within an operator; None for all cores.
+        threads: Threads within an operator; None for one.
         batches: Batch sizes to decide for; empty for what the file says.
         sizes: Sizes of other free dimensions by symbol.
         cache: Whether measured times are kept on disk and looked up there.

@@ -60,7 +60,7 @@ def what_if(
         tune: Decide by measuring each node instead of by estimate.
         layout: Force a layout; None decides node by node.
         inputs: Example inputs to time on; drawn at random when not given.
-        threads: Threads within an operator; all cores when not given.
+        threads: Threads within an operator; one when not given.
         batches: Batch sizes to time; 1 and 8 when not given.
         sizes: Sizes of other free dimensions by symbol; 128 where not given.
         cache: Whether `tune` keeps its times on disk.

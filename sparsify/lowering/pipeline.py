@@ -44,7 +44,7 @@ def lower(
         layout: A layout of `runtime.layouts.LAYOUTS` makes every node sparse that can be, "dense" none; None
             decides node by node.
         inputs: Example inputs for the check at the end, and to tune on; drawn at random when not given.
-        threads: Threads within an operator to decide for; all cores when not given.
+        threads: Threads within an operator to decide for; one when not given.
         batches: Batch sizes to decide for. When not given: what the file says, or with `tune` 1 and 8.
         sizes: Sizes of other free dimensions by symbol; 128 with `tune` where not given.
         cache: Whether `tune` keeps its times on disk (`$SPARSIFY_CACHE`) and looks them up there.

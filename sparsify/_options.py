@@ -139,6 +139,44 @@ def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
     return values
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Reads a comma-separated list of names."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def amounts(text: str, option: str) -> tuple[float, ...]:
+    """Reads a comma-separated list of positive numbers, as `1,1/2,0.25,2^-3`.
+
+    Raises:
+        BadParameter: The text is not such a list.
+    """
+    found = tuple(amount(part, option) for part in names(text))
+    if not found:
+        raise typer.BadParameter("no number was given", param_hint=option)
+    return found
+
+
+def amount(text: str, option: str) -> float:
+    """Reads a positive number: a decimal, a fraction `1/16`, or a power `2^-6`.
+
+    Raises:
+        BadParameter: The text is no such number.
+    """
+    first, sign, second = text.partition("/")
+    if not sign:
+        first, sign, second = text.partition("^")
+    try:
+        left, right = float(first), float(second) if sign else 1.0
+        value = left**right if sign == "^" else left / right
+    except (ValueError, ArithmeticError):
+        value = 0.0
+    if not isinstance(value, float) or not 0.0 < value < float("inf"):
+        raise typer.BadParameter(
+            f"{text!r} is not a positive number: write 0.25, 1/4 or 2^-2", param_hint=option
+        )
+    return value
+
+
 def consent(trust_pickle: bool, out: Output) -> Any:
     """Returns the answer given by flag, else a question that is asked only at a terminal."""
     if trust_pickle or out.is_json or not (sys.stdin.isatty() and sys.stderr.isatty()):

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from sparsify._console import CheckFailedError, Format, Output
-from sparsify._options import FactoryOption, FormatOption, InputOption, TrustOption, consent
+from sparsify._options import (
+    FactoryOption,
+    FormatOption,
+    InitialDensityOption,
+    InputOption,
+    PatternOption,
+    TrustOption,
+    amount,
+    amounts,
+    consent,
+    names,
+)
 from sparsify._scaling_options import (
     BaseOption,
     BaseStdOption,
@@ -66,6 +77,7 @@ def coord_check(
     input_multiplier: InputMultiplierOption = 1.0,
     output_multiplier: OutputMultiplierOption = 1.0,
     base_std: BaseStdOption = None,
+    pattern: PatternOption = "unstructured",
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot to write.")] = None,
     max_slope: Annotated[
         float | None,
@@ -115,8 +127,7 @@ def coord_check(
         sequence_length=sequence_length,
         **scaling,
         plot=plot,
-        keep_dense=tuple(keep_dense or ()),
-        only=tuple(only or ()),
+        **_planned(pattern, keep_dense, only),
     )
     result = found.to_dict()
     out.result(result)
@@ -145,6 +156,8 @@ def sweep(
     method: Annotated[
         str, typer.Option(help="How masked models train: static, rigl or another --method of finetune.")
     ] = "static",
+    pattern: PatternOption = "unstructured",
+    initial_density: InitialDensityOption = None,
     weight_decay: Annotated[float, typer.Option(help="Base weight decay.")] = 0.0,
     warmup: Annotated[float, typer.Option(help="Share of the run for the warm-up; a cosine follows.")] = 0.1,
     clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None,
@@ -190,7 +203,6 @@ def sweep(
         "base_std": base_std,
     }
     traced, scaling = _prepared(model_file, scaling, inputs or [], consent(trust_pickle, out), model)
-    patterns = {"keep_dense": tuple(keep_dense or ()), "only": tuple(only or ())}
     found = studies.sweep(
         traced,
         data,
@@ -208,7 +220,8 @@ def sweep(
         test_examples=test_examples or None,
         sequence_length=sequence_length,
         **scaling,
-        plan_options={name: value for name, value in patterns.items() if value},
+        plan_options=_planned(pattern, keep_dense, only),
+        initial_density=initial_density,
     )
     result = found.to_dict()
     out.result(result)
@@ -229,42 +242,11 @@ def _prepared(
     return traced, resolved(scaling, traced, **options)
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Reads a comma-separated list of names."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def amounts(text: str, option: str) -> tuple[float, ...]:
-    """Reads a comma-separated list of positive numbers, as `1,1/2,0.25,2^-3`.
-
-    Raises:
-        BadParameter: The text is not such a list.
-    """
-    found = tuple(amount(part, option) for part in names(text))
-    if not found:
-        raise typer.BadParameter("no number was given", param_hint=option)
-    return found
-
-
-def amount(text: str, option: str) -> float:
-    """Reads a positive number: a decimal, a fraction `1/16`, or a power `2^-6`.
-
-    Raises:
-        BadParameter: The text is no such number.
-    """
-    first, sign, second = text.partition("/")
-    if not sign:
-        first, sign, second = text.partition("^")
-    try:
-        left, right = float(first), float(second) if sign else 1.0
-        value = left**right if sign == "^" else left / right
-    except (ValueError, ArithmeticError):
-        value = 0.0
-    if not isinstance(value, float) or not 0.0 < value < float("inf"):
-        raise typer.BadParameter(
-            f"{text!r} is not a positive number: write 0.25, 1/4 or 2^-2", param_hint=option
-        )
-    return value
+def _planned(pattern: str, keep_dense: Sequence[str] | None, only: Sequence[str] | None) -> dict[str, Any]:
+    """Options of the plans, without those that say what holds anyway."""
+    found = {"keep_dense": tuple(keep_dense or ()), "only": tuple(only or ())}
+    given = {name: value for name, value in found.items() if value}
+    return given if pattern == "unstructured" else {**given, "pattern": pattern}
 
 
 def _require_flat(data: Mapping[str, Any], largest: float | None) -> None:

@@ -103,8 +103,9 @@ def sweep(
             or the file that `save_base` wrote.
         **options: Options of `sparsify.train.sweep`: densities, parameterizations, widths, seeds, progress;
             how each cell is trained: steps, batch_size, optimizer, method, weight_decay, warmup, clip,
-            test_examples; plan_options; and of `transform`: density_exponent, lr_behind_batchnorm,
-            input_multiplier, output_multiplier, base_std.
+            test_examples; plan_options (pattern, only, keep_dense, scope, …); and of `transform`:
+            initial_density (for `method="gmp"`), density_exponent, lr_behind_batchnorm, input_multiplier,
+            output_multiplier, base_std.
 
     Returns:
         Curves of loss over learning rate, and the best rate of each.

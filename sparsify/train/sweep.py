@@ -88,7 +88,8 @@ def sweep(
         Curves and best learning rates. A cell whose loss is not finite is recorded as `diverged`.
 
     Raises:
-        UserError: An option is out of range, or the folder holds another sweep.
+        UserError: An option is out of range, the method cannot train the models, or the folder holds another
+            sweep.
     """
     settings = _training(training)
     cells = _cells(parameterizations, densities, widths, lrs, seeds)
@@ -101,6 +102,7 @@ def sweep(
         **settings.describe(),
     }
     groups = same_runs(variants, cells)
+    settings.check_method(variants, used, min(cells, key=lambda cell: cell.density))
     file = SweepFile(None if output is None else output / "cells.jsonl", configuration)
     with StudyBar(len(cells), progress, done=sum(cell in file.outcomes for cell in cells)) as bar:
         for group in groups:
@@ -188,9 +190,11 @@ def _result(
 
 
 def _title(settings: Mapping[str, Any]) -> str:
+    pattern = settings["plan_options"].get("pattern", "")
+    masks = f"{settings['method']} masks" + (f" ({pattern})" if pattern else "")
     return (
         f"{settings['data']}: {settings['optimizer']}, {settings['steps']} steps of "
-        f"{settings['batch_size']}, {settings['method']} masks, {settings['seeds']} seeds"
+        f"{settings['batch_size']}, {masks}, {settings['seeds']} seeds"
     )
 
 

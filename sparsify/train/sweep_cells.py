@@ -17,6 +17,7 @@ from sparsify.scaling import Base, Parameterization
 from sparsify.train.data import Batch, Data, Examples
 from sparsify.train.loop import TrainingDivergedError
 from sparsify.train.options import Options
+from sparsify.train.setting_up import make_algorithm, make_optimizer
 from sparsify.train.tuning import finetune
 from sparsify.train.variants import Variant, Variants, describe
 
@@ -52,6 +53,7 @@ class Training:
         test_examples: Test examples that the final loss is taken over, evenly spread; None for all.
         sequence_length: Bytes in a window of `text` data.
         plan_options: Options of the plans besides family, sparsity and width.
+        initial_density: Density that masks start with, where the method prunes them to the cell's (`gmp`).
         density_exponent: As for `transform`, like all that follow.
         base: What scaling is relative to, where it is not the dense model.
         lr_behind_batchnorm: Correct learning rates behind batch normalisations too.
@@ -70,6 +72,7 @@ class Training:
     test_examples: int | None = 512
     sequence_length: int = 128
     plan_options: Mapping[str, Any] = field(default_factory=dict)
+    initial_density: float | None = None
     density_exponent: float | None = None
     base: Base | None = None
     lr_behind_batchnorm: bool = False
@@ -79,7 +82,7 @@ class Training:
 
     def variants(self, traced: Traced) -> Variants:
         """Variants of a dense model, planned and scaled as these options say."""
-        return Variants(traced, self.plan_options, self._scaling, self.base_std)
+        return Variants(traced, self.plan_options, self._scaling, self.base_std, self.initial_density)
 
     @property
     def _scaling(self) -> ScalingOptions:
@@ -132,6 +135,17 @@ class Training:
             UserError: One is out of range.
         """
         Options.parse(self.options(self.method))
+
+    def check_method(self, variants: Variants, data: Data, cell: Cell) -> None:
+        """Checks that the method can train a cell's model, on the model itself.
+
+        Raises:
+            UserError: It cannot: the pattern is not its own, or there is nothing to prune.
+        """
+        model = variants.model(cell.variant, cell.parameterization, cell.seed)
+        if masked_parameters(model):
+            options = Options.parse({**self.options(self.method), "lr": cell.lr}).resolve(data)
+            make_algorithm(model, make_optimizer(model, options), options)
 
 
 @dataclass(frozen=True)

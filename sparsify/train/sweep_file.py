@@ -103,6 +103,8 @@ def _check_header(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
         for name in sorted(stored.keys() | given.keys())
         if stored.get(name) != given.get(name)
     ]
+    if not differing:  # an option that is newer than the file, and not given
+        return
     raise UserError(
         f"{path} holds cells of another sweep: {', '.join(differing)}; choose another output, or sweep "
         "with the same options"

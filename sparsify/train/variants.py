@@ -23,6 +23,8 @@ from sparsify.graph.traced import Traced
 from sparsify.masks import SparseGraphModule
 from sparsify.passes import rewrite
 from sparsify.passes.scaled import ScalingOptions, scaling_of
+from sparsify.passes.starting import drawn_for, starting_plan
+from sparsify.pattern_rules import parse_rule
 from sparsify.planning import Plan, fit, plan
 from sparsify.scaling import Parameterization, Scaling
 
@@ -57,9 +59,13 @@ class Variants:
 
     Args:
         traced: The dense model.
-        plan_options: Options of every plan besides family, sparsity and width: scope, only, keep_dense, ….
+        plan_options: Options of every plan besides family, sparsity and width: scope, only, pattern, ….
         scaling: What `transform` is to take for every variant; its parameterization is not looked at.
         base_std: Standard deviations of initial weights by parameter name, as for `transform`.
+        initial_density: Density that masks start with, where training prunes them, as for `transform`.
+
+    Raises:
+        UserError: There is no such pattern.
     """
 
     def __init__(
@@ -68,9 +74,12 @@ class Variants:
         plan_options: Mapping[str, Any] | None = None,
         scaling: ScalingOptions | None = None,
         base_std: Mapping[str, float] | None = None,
+        initial_density: float | None = None,
     ) -> None:
         self.traced = traced
         self._options = dict(plan_options or {})
+        self._initial_density = initial_density
+        self._pattern = parse_rule(self._options.get("pattern", "unstructured"))
         self._scaling = ScalingOptions() if scaling is None else scaling
         self._base_std = dict(base_std or {})
         self._plans: dict[Variant, Plan] = {}
@@ -85,14 +94,29 @@ class Variants:
         """The plan of a variant; made once.
 
         Raises:
-            UserError: The model has nothing to mask or to widen, or an option does not fit.
+            UserError: The model has nothing to mask or to widen, an option does not fit, or the pattern
+                cannot have the density.
         """
         if variant not in self._plans:
             options = {**self._options, **variant.options()}
             if options["family"] == "masked":
                 options.pop("scope", None)
+            if not self._can_have(variant.density):
+                options.pop("pattern")
             self._plans[variant] = plan(self.traced, facts=self.facts, **options)
         return self._plans[variant]
+
+    def _can_have(self, density: float) -> bool:
+        """Whether the pattern has the density; without masks, at density 1, it need not."""
+        fixed = self._pattern.density
+        if fixed is None or abs(density - fixed) < 1e-6:
+            return True
+        if density < 1.0:
+            raise UserError(
+                f"pattern '{self._pattern.name}' keeps {fixed:.4g} of every layer, so it can be compared at "
+                f"the densities 1 and {fixed:.4g}, not at {density:.4g}"
+            )
+        return False
 
     def masked_layers(self) -> dict[str, str]:
         """Layers that variants of density below 1 mask: fqn to weight, in order of execution.
@@ -100,7 +124,7 @@ class Variants:
         Raises:
             UserError: There are none.
         """
-        found = self.plan(Variant(_PROBE_DENSITY))
+        found = self.plan(Variant(self._pattern.density or _PROBE_DENSITY))
         return {layer.fqn: layer.weight for layer in found.layers if layer.masked}
 
     def behind_batchnorm(self) -> set[str]:
@@ -115,7 +139,12 @@ class Variants:
         if key not in self._scalings:
             fitted = fit(self.plan(variant), self.facts, ties=self.traced.ties)
             options = replace(self._scaling, parameterization=parameterization)
-            self._scalings[key] = scaling_of(self.traced, self.facts, fitted, options, "scratch")
+            found = scaling_of(self.traced, self.facts, fitted, options, "scratch")
+            if self._initial_density is not None:
+                start = starting_plan(fitted, self._initial_density)
+                drawn = scaling_of(self.traced, self.facts, start, options, "scratch")
+                found = drawn_for(found, drawn)
+            self._scalings[key] = found
         return without(self._scalings[key], _off(rules))
 
     def same(
@@ -149,6 +178,7 @@ class Variants:
             **vars(replace(self._scaling, parameterization=parameterization)),
             seed=seed,
             base_std=self._base_std,
+            initial_density=self._initial_density,
             facts=self.facts,
         )
         off = _off(rules)

@@ -11,7 +11,7 @@ from torch import nn
 
 import sparsify
 from sparsify import api
-from sparsify._study_commands import amount, amounts
+from sparsify._options import amount, amounts
 from sparsify.archive import wrap
 
 EXAMPLE = (torch.zeros(2, 1, 8, 8),)
@@ -69,6 +69,47 @@ def test_sweep_prints_best_rates_and_goes_on(run, model_file, tmp_path):
     again = run(*words)
     assert "best learning rates" in again.out and "of the grid" in again.out
     assert "another sweep: batch_size" in run(*words, "--batch-size", "8", code=1).err
+
+
+PATTERNS = {
+    "srigl": ("--method", "srigl", "--pattern", "fan-in", "--densities", "1/4"),
+    "gmp": ("--method", "gmp", "--pattern", "4x1", "--initial-density", "1", "--densities", "1/4"),
+    "n:m": ("--method", "rigl", "--pattern", "2:4", "--densities", "1,1/2"),
+}
+
+
+@pytest.mark.parametrize("words", PATTERNS.values(), ids=PATTERNS)
+def test_every_method_can_be_swept_under_its_pattern(run, model_file, tmp_path, words):
+    out = ("--parameterization", "supar", "--steps", "2", "-o", tmp_path / "out", "--format", "json")
+    said = json.loads(run("sweep", model_file, "--data", "digits", "--lr", "2^-8", *words, *out).out)
+    pattern = words[words.index("--pattern") + 1]
+    assert said["settings"]["plan_options"] == {"pattern": pattern}
+    assert said["settings"]["initial_density"] == (1.0 if "gmp" in words else None)
+    assert [cell["status"] for cell in said["cells"]] == ["finished"] * len(said["best"])
+
+
+def test_coord_check_has_patterns(run, model_file):
+    words = ("coord-check", model_file, "--data", "digits", "--steps", "1", "--seeds", "1", "--lr", "2^-7")
+    words += ("--pattern", "2:4", "--densities", "1,1/2", "--parameterization", "supar", "--format", "json")
+    said = json.loads(run(*words).out)
+    assert [point["density"] for point in said["points"]] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--method", "srigl"), "fan-in"),
+        (("--method", "gmp"), "initial_density=1"),
+        (("--pattern", "2:4"), "at the densities 1 and 0.5, not at 0.25"),
+        (("--pattern", "stripes"), "unknown pattern 'stripes'"),
+        (("--method", "gmp", "--initial-density", "0.1"), "below the planned density"),
+    ],
+)
+def test_what_a_method_lacks_is_said_before_anything_is_trained(run, model_file, tmp_path, words, reason):
+    words = ("sweep", model_file, "--data", "digits", "--lr", "2^-8", "-o", tmp_path / "out", *words)
+    assert reason in run(*words, code=1).err
+    file = tmp_path / "out" / "cells.jsonl"
+    assert not file.exists() or len(file.read_text().splitlines()) == 1
 
 
 SCALING = ("--input-multiplier", "2", "--base-std", "*=0.1", "--density-exponent", "0.5")

@@ -152,6 +152,15 @@ def test_the_file_of_another_sweep_is_refused(traced, tmp_path):
     assert (tmp_path / "cells.jsonl").read_bytes() == before
 
 
+def test_an_option_that_is_newer_than_the_file_and_not_given_changes_nothing(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    old = SweepFile(path, {"steps": 6})
+    old.add(Cell("sp", 1.0, None, 0.1, 0), Outcome("finished", 1.0, {}, None, 0.1))
+    assert SweepFile(path, {"steps": 6, "newer": None}).outcomes == old.outcomes
+    with pytest.raises(UserError, match="another sweep: newer"):
+        SweepFile(path, {"steps": 6, "newer": 1.0})
+
+
 @pytest.mark.parametrize(
     "content", [b"hello\n", b"hello", b'{"a": 1}\n', b'{"format": "sparsify.sweep", "ver\nx\n']
 )

@@ -10,6 +10,7 @@ from torch import nn
 
 import sparsify
 from sparsify.errors import UserError
+from sparsify.masks import masked_parameters
 from sparsify.passes.scaled import ScalingOptions
 from sparsify.train import finetune
 from sparsify.train.coord_check_data import DataBatches
@@ -78,6 +79,20 @@ def test_a_variant_has_the_weights_factors_and_groups_of_transform(name):
     assert compared > 20
     heads = variants.same(Variant(1.0), "mup")[-1]
     assert [one.factor for one in heads] == [pytest.approx(0.5**0.5)] * (2 if name == "transformer" else 0)
+
+
+def test_a_variant_that_is_to_be_pruned_starts_as_transform_starts_it():
+    wide = sparsify.trace(network(WIDE), EXAMPLE)
+    variants = Variants(wide, {"pattern": "fan-in"}, initial_density=0.5)
+    own = variants.model(Variant(0.25), "supar", seed=3)
+    planned = {"family": "masked", "sparsity": 0.75, "pattern": "fan-in", "initial_density": 0.5}
+    expected = sparsify.transform(wide, seed=3, **planned)
+    assert own.sparsify.scaling == expected.sparsify.scaling == variants.scaling(Variant(0.25), "supar")
+    states = own.state_dict(), expected.state_dict()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert {float(entry.mask.float().mean()) for entry in masked_parameters(own).values()} == {0.5}
+    unlike = Variants(wide, {"pattern": "fan-in"}).scaling(Variant(0.25), "supar")
+    assert unlike != own.sparsify.scaling
 
 
 def test_parameterizations_are_one_run_only_where_they_agree():

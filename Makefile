@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(shell find sparsify/runtime/native -type f 2>/dev/null) CMakeLists.txt
-CPP := $(shell find sparsify/runtime/native tests/native examples/c -name '*.cc' -o -name '*.h' -o -name '*.c' 2>/dev/null)
+CPP := $(shell find sparsify/runtime/native tests/native examples/c -name '*.cc' -o -name '*.cu' -o -name '*.h' -o -name '*.c' 2>/dev/null)
 
 .PHONY: install demo test test-coverage test-neon test-sanitize check format clean
 
@@ -30,7 +30,7 @@ test-coverage: install
 	SPARSIFY_COVERAGE=all $(BIN)/python -m pytest tests/coverage --timeout 900
 
 # The native test programs (tests/native), built beside the installed library.
-CONFIGURE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSIFY_TESTS=ON -DSPARSIFY_WERROR=ON
+CONFIGURE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSIFY_TESTS=ON -DSPARSIFY_WERROR=ON -DSPARSIFY_CUDA=OFF
 ARM_CXX ?= aarch64-linux-gnu-g++
 ARM_ROOT ?= /usr/aarch64-linux-gnu
 QEMU ?= qemu-aarch64

@@ -22,17 +22,19 @@ bool Within(const int64_t* values, int count, int64_t least) {
   return true;
 }
 
-bool ValidGeometry(const ConvAttributes& a, std::string* error) {
+}  // namespace
+
+bool CheckConv(const ConvAttributes& a, std::string* error) {
   if (Within(a.kernel, 2, 1) && Within(a.strides, 2, 1) && Within(a.dilations, 2, 1) &&
       Within(a.pads, 4, 0) && a.in_channels >= 1 && a.in_channels < (int64_t{1} << 31)) {
-    return true;
+    if (a.kernel[0] * a.kernel[1] <= kMostTaps) return true;
+    *error = "impossible convolution: the kernel is too large";
+    return false;
   }
   *error =
       "impossible convolution: kernel, strides, dilations and channels must be at least 1, pads at least 0";
   return false;
 }
-
-}  // namespace
 
 std::unique_ptr<LinearKernel> CreateLinear(const char* layout, const char* kernel,
                                            const LinearAttributes& attributes, const PackedTensor* tensors,
@@ -52,14 +54,12 @@ std::unique_ptr<ConvKernel> CreateConv(const char* layout, const char* kernel,
                                        const ConvAttributes& attributes, const PackedTensor* tensors,
                                        size_t count, std::string* error) {
   const int block_rows = csr::BlockRows(layout, error);
-  if (block_rows == 0 || !ValidGeometry(attributes, error)) return nullptr;
+  if (block_rows == 0 || !CheckConv(attributes, error)) return nullptr;
   const csr::Isa* isa = Select(kernel, error);
   csr::Matrix matrix;
-  const int64_t taps = attributes.kernel[0] * attributes.kernel[1];  // at most 2^40
-  if (isa == nullptr || taps > kMostTaps ||
-      !csr::Parse(tensors, count, attributes.out_channels, attributes.in_channels * taps, block_rows, &matrix,
-                  error)) {
-    if (error->empty()) *error = "impossible convolution: the kernel is too large";
+  const int64_t taps = attributes.kernel[0] * attributes.kernel[1];
+  if (isa == nullptr || !csr::Parse(tensors, count, attributes.out_channels, attributes.in_channels * taps,
+                                    block_rows, &matrix, error)) {
     return nullptr;
   }
   return csr::MakeConv(*isa, attributes, matrix);

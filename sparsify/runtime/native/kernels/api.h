@@ -84,6 +84,9 @@ std::unique_ptr<ConvKernel> CreateConv(const char* layout, const char* kernel,
                                        const ConvAttributes& attributes, const PackedTensor* tensors,
                                        size_t count, std::string* error);
 
+// Whether a convolution is possible, whatever its weights; a sentence in *error where not.
+bool CheckConv(const ConvAttributes& attributes, std::string* error);
+
 // The table of instruction sets, best last; "scalar" is always there.
 size_t KernelCount();
 const char* KernelName(size_t index);

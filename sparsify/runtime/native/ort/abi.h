@@ -41,7 +41,8 @@ enum OrtElementType : int32_t { kUndefined = 0, kFloat = 1 };
 enum OrtOpAttrType : int32_t { kAttrInt = 1, kAttrInts = 2 };
 enum OrtCharacteristic : int32_t { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum OrtAllocatorType : int32_t { kArenaAllocator = 1 };
-enum OrtMemType : int32_t { kMemTypeDefault = 0 };
+enum OrtMemType : int32_t { kMemTypeCpuInput = -2, kMemTypeDefault = 0 };
+enum OrtDeviceType : int32_t { kDeviceCpu = 0, kDeviceGpu = 1 };
 
 // A member that stands for `count` slots which we never call.
 #define SPARSIFY_ORT_SKIP(first, count) void* skipped_##first[count]
@@ -71,7 +72,9 @@ struct OrtApi {
   SPARSIFY_ORT_FN(GetTensorTypeAndShape, const OrtValue* value, OrtTensorTypeAndShapeInfo** out);
   SPARSIFY_ORT_SKIP(66, 3);
   SPARSIFY_ORT_FN(CreateCpuMemoryInfo, OrtAllocatorType allocator, OrtMemType memory, OrtMemoryInfo** out);
-  SPARSIFY_ORT_SKIP(70, 5);
+  SPARSIFY_ORT_SKIP(70, 2);
+  SPARSIFY_ORT_FN(MemoryInfoGetId, const OrtMemoryInfo* info, int* out);
+  SPARSIFY_ORT_SKIP(73, 2);
   SPARSIFY_ORT_FN(AllocatorAlloc, OrtAllocator* allocator, size_t bytes, void** out);
   SPARSIFY_ORT_FN(AllocatorFree, OrtAllocator* allocator, void* memory);
   SPARSIFY_ORT_SKIP(77, 8);
@@ -89,7 +92,12 @@ struct OrtApi {
   void(SPARSIFY_ORT_CALL* ReleaseAllocator)(OrtAllocator* allocator);
   SPARSIFY_ORT_SKIP(133, 30);
   SPARSIFY_ORT_FN(KernelInfoGetAttributeArray_int64, const OrtKernelInfo* info, const char* name, int64_t* out, size_t* size);
-  SPARSIFY_ORT_SKIP(164, 66);
+  SPARSIFY_ORT_SKIP(164, 29);
+  SPARSIFY_ORT_FN(KernelContext_GetGPUComputeStream, const OrtKernelContext* context, void** out);
+  SPARSIFY_ORT_FN(GetTensorMemoryInfo, const OrtValue* value, const OrtMemoryInfo** out);
+  SPARSIFY_ORT_SKIP(195, 30);
+  void(SPARSIFY_ORT_CALL* MemoryInfoGetDeviceType)(const OrtMemoryInfo* info, OrtDeviceType* out);
+  SPARSIFY_ORT_SKIP(226, 4);
   SPARSIFY_ORT_FN(KernelInfo_GetInputCount, const OrtKernelInfo* info, size_t* out);
   SPARSIFY_ORT_SKIP(231, 6);
   SPARSIFY_ORT_FN(HasSessionConfigEntry, const OrtSessionOptions* options, const char* key, int* out);
@@ -132,6 +140,7 @@ SPARSIFY_ORT_SLOT(62, GetDimensions);
 SPARSIFY_ORT_SLOT(63, GetSymbolicDimensions);
 SPARSIFY_ORT_SLOT(65, GetTensorTypeAndShape);
 SPARSIFY_ORT_SLOT(69, CreateCpuMemoryInfo);
+SPARSIFY_ORT_SLOT(72, MemoryInfoGetId);
 SPARSIFY_ORT_SLOT(75, AllocatorAlloc);
 SPARSIFY_ORT_SLOT(76, AllocatorFree);
 SPARSIFY_ORT_SLOT(85, KernelInfoGetAttribute_float);
@@ -143,6 +152,9 @@ SPARSIFY_ORT_SLOT(93, ReleaseStatus);
 SPARSIFY_ORT_SLOT(99, ReleaseTensorTypeAndShapeInfo);
 SPARSIFY_ORT_SLOT(132, ReleaseAllocator);
 SPARSIFY_ORT_SLOT(163, KernelInfoGetAttributeArray_int64);
+SPARSIFY_ORT_SLOT(193, KernelContext_GetGPUComputeStream);
+SPARSIFY_ORT_SLOT(194, GetTensorMemoryInfo);
+SPARSIFY_ORT_SLOT(225, MemoryInfoGetDeviceType);
 SPARSIFY_ORT_SLOT(230, KernelInfo_GetInputCount);
 SPARSIFY_ORT_SLOT(237, HasSessionConfigEntry);
 SPARSIFY_ORT_SLOT(238, GetSessionConfigEntry);

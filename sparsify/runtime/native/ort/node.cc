@@ -46,18 +46,6 @@ const void* DataOf(const OrtApi& api, const OrtValue* value) {
   return data;
 }
 
-size_t ElementBytes(ElementType type) {
-  switch (type) {
-    case ElementType::kUint16:
-      return 2;
-    case ElementType::kFloat:
-    case ElementType::kInt32:
-      return 4;
-    default:
-      return 1;  // or a type that no kernel takes
-  }
-}
-
 const void* Aligned(const void* data, ElementType type, int64_t size, Copies* copies) {
   if (reinterpret_cast<uintptr_t>(data) % ElementBytes(type) == 0) return data;
   const size_t bytes = static_cast<size_t>(size) * ElementBytes(type);
@@ -93,6 +81,18 @@ int64_t Product(const std::vector<int64_t>& values, size_t begin, size_t end) {
   int64_t product = 1;
   for (size_t i = begin; i < end; ++i) product *= values[i];
   return product;
+}
+
+size_t ElementBytes(ElementType type) {
+  switch (type) {
+    case ElementType::kUint16:
+      return 2;
+    case ElementType::kFloat:
+    case ElementType::kInt32:
+      return 4;
+    default:
+      return 1;
+  }
 }
 
 NodeInfo::NodeInfo(const OrtApi& api, const OrtKernelInfo* info, const char* op) : api_(api), info_(info) {
@@ -266,6 +266,12 @@ void Context::RunTasks(void* self, size_t count, void (*task)(void*, size_t), vo
   } else {
     context->api_.ReleaseStatus(status);
   }
+}
+
+void* Context::GpuStream() const {
+  void* stream = nullptr;
+  Check(api_, api_.KernelContext_GetGPUComputeStream(context_, &stream));
+  return stream;
 }
 
 void Context::Finish() {

@@ -53,6 +53,9 @@ struct Dims {
 std::string ToString(const std::vector<int64_t>& dims);
 int64_t Product(const std::vector<int64_t>& values, size_t begin, size_t end);
 
+// Bytes of an element of a type that kernels take; 1 for any other.
+size_t ElementBytes(ElementType type);
+
 // Copies of constants that lie where their type must not: external data is mapped at any offset of its file.
 using Copies = std::vector<std::unique_ptr<unsigned char[]>>;
 
@@ -73,10 +76,10 @@ class NodeInfo {
   // The bias, checked to be [out], where it is an initializer; null where it is absent or computed.
   const float* ConstantBias(int64_t out, Copies* copies) const;
   [[noreturn]] void Fail(const std::string& why) const;
+  const OrtValue* Constant(size_t index) const;  // null where the input is no initializer
+  const OrtApi& api() const { return api_; }
 
  private:
-  const OrtValue* Constant(size_t index) const;  // null where the input is no initializer
-
   const OrtApi& api_;
   const OrtKernelInfo* info_;
   std::string label_;
@@ -102,6 +105,8 @@ class Context {
   void* Scratch(const OrtMemoryInfo* memory, size_t bytes);
   // Runs tasks on the session's threads. Valid while this object lives.
   ParallelFor Parallel(int threads);
+  // The stream that a node on a GPU launches its kernels on.
+  void* GpuStream() const;
   // Throws what went wrong inside Parallel's tasks.
   void Finish();
 

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "../kernels/api.h"
 #include "custom_op.h"
@@ -42,6 +43,20 @@ class SparseConv {
   const float* bias_ = nullptr;  // where it is an initializer
   std::unique_ptr<ConvKernel> kernel_;
 };
+
+// The attributes of a SparseConv node; CreateConv checks them.
+ConvAttributes ReadConvAttributes(const NodeInfo& node);
+
+// Shape of a linear node's output. Throws where X does not fit.
+std::vector<int64_t> LinearOutput(const std::string& label, const std::vector<int64_t>& x_dims,
+                                  const LinearAttributes& attributes);
+
+// Throws where X is not [N, in_channels, H, W].
+void CheckConvInput(const std::string& label, const std::vector<int64_t>& x_dims,
+                    const ConvAttributes& attributes);
+
+// Says that X is too small for a convolution's kernel, or too large.
+[[noreturn]] void FailConvSize(const std::string& label, int64_t height, int64_t width);
 
 // What is fused into one call: bias [out], the constant one or else the input, and residual (y's shape).
 // Throws where a shape does not fit.

@@ -63,7 +63,7 @@ void SparseConv::InferShape(ShapeInference& shapes) {
   shapes.SetOutput(dims);
 }
 
-SparseConv::SparseConv(const NodeInfo& node) : label_(node.label()), ending_(node.ReadActivation()) {
+ConvAttributes ReadConvAttributes(const NodeInfo& node) {
   ConvAttributes attributes;
   attributes.out_channels = node.Int("out_channels");
   attributes.in_channels = node.Int("in_channels");
@@ -75,6 +75,23 @@ SparseConv::SparseConv(const NodeInfo& node) : label_(node.label()), ending_(nod
   copy("strides", attributes.strides, 2);
   copy("pads", attributes.pads, 4);
   copy("dilations", attributes.dilations, 2);
+  return attributes;
+}
+
+void CheckConvInput(const std::string& label, const std::vector<int64_t>& x_dims,
+                    const ConvAttributes& attributes) {
+  if (x_dims.size() == 4 && x_dims[1] == attributes.in_channels) return;
+  throw Error(label + ": X has shape " + ToString(x_dims) + " instead of [N, " +
+              std::to_string(attributes.in_channels) + ", H, W]");
+}
+
+void FailConvSize(const std::string& label, int64_t height, int64_t width) {
+  throw Error(label + ": X of height " + std::to_string(height) + " and width " + std::to_string(width) +
+              " is too small for the kernel, or too large");
+}
+
+SparseConv::SparseConv(const NodeInfo& node) : label_(node.label()), ending_(node.ReadActivation()) {
+  const ConvAttributes attributes = ReadConvAttributes(node);
   bias_ = node.ConstantBias(attributes.out_channels, &copies_);
   const std::string layout = node.String("layout");
   const std::vector<PackedTensor> packed = node.Packed(&copies_);
@@ -86,15 +103,11 @@ SparseConv::SparseConv(const NodeInfo& node) : label_(node.label()), ending_(nod
 void SparseConv::Compute(Context& context, const Settings& settings) const {
   const ConvAttributes& attributes = kernel_->attributes();
   const Tensor x = context.Input(kX);
-  if (x.dims.size() != 4 || x.dims[1] != attributes.in_channels) {
-    throw Error(label_ + ": X has shape " + ToString(x.dims) + " instead of [N, " +
-                std::to_string(attributes.in_channels) + ", H, W]");
-  }
+  CheckConvInput(label_, x.dims, attributes);
   const int64_t batch = x.dims[0], height = x.dims[2], width = x.dims[3];
   int64_t out_height = 0, out_width = 0;
   if (!kernel_->OutputSize(height, width, &out_height, &out_width)) {
-    throw Error(label_ + ": X of height " + std::to_string(height) + " and width " + std::to_string(width) +
-                " is too small for the kernel, or too large");
+    FailConvSize(label_, height, width);
   }
   const std::vector<int64_t> y_dims = {batch, attributes.out_channels, out_height, out_width};
   const Epilogue epilogue = ReadEpilogue(context, label_, ending_, bias_, attributes.out_channels, y_dims);

@@ -31,18 +31,24 @@ SparseLinear::SparseLinear(const NodeInfo& node) : label_(node.label()), ending_
 void SparseLinear::Compute(Context& context, const Settings& settings) const {
   const LinearAttributes& attributes = kernel_->attributes();
   const Tensor x = context.Input(kX);
-  if (x.dims.empty() || x.dims.back() != attributes.in_features) {
-    throw Error(label_ + ": X has shape " + ToString(x.dims) + ", but its last dimension must be " +
-                std::to_string(attributes.in_features));
-  }
-  std::vector<int64_t> y_dims = x.dims;
-  y_dims.back() = attributes.out_features;
+  const std::vector<int64_t> y_dims = LinearOutput(label_, x.dims, attributes);
   const Epilogue epilogue = ReadEpilogue(context, label_, ending_, bias_, attributes.out_features, y_dims);
   float* y = context.Output(y_dims);
   const int64_t rows = Product(x.dims, 0, x.dims.size() - 1);
   if (rows == 0) return;
   void* scratch = context.Scratch(settings.memory, kernel_->ScratchBytes(rows, settings.threads));
   kernel_->Run(x.data, rows, epilogue, y, context.Parallel(settings.threads), scratch);
+}
+
+std::vector<int64_t> LinearOutput(const std::string& label, const std::vector<int64_t>& x_dims,
+                                  const LinearAttributes& attributes) {
+  if (x_dims.empty() || x_dims.back() != attributes.in_features) {
+    throw Error(label + ": X has shape " + ToString(x_dims) + ", but its last dimension must be " +
+                std::to_string(attributes.in_features));
+  }
+  std::vector<int64_t> y_dims = x_dims;
+  y_dims.back() = attributes.out_features;
+  return y_dims;
 }
 
 Epilogue ReadEpilogue(const Context& context, const std::string& label, const Epilogue& ending,

@@ -1,0 +1,41 @@
+// The entry points on the GPU: `<kind>_<R>_<variant>`, for R = 1, 2, 4, 8, 16 rows of a block (1 is csr).
+#include "conv.h"
+#include "linear_gather.h"
+#include "linear_tile.h"
+
+namespace sparsify::cuda {
+
+// Blocks of a multiprocessor that the registers of a convolution must leave room for: 64 registers a thread,
+// or 128.
+template <int R>
+inline constexpr int kConvBlocks = R == 16 ? 2 : 4;
+
+#define SPARSIFY_CUDA_KERNELS(R)                                                                         \
+  extern "C" __global__ void __launch_bounds__(kGatherWarps* kLanes) gather_##R##_1(LinearArguments a) { \
+    LinearGather<R, 1>(a);                                                                               \
+  }                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(kGatherWarps* kLanes) gather_##R##_4(LinearArguments a) { \
+    LinearGather<R, 4>(a);                                                                               \
+  }                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(kTileWarps<R>* kLanes) tile_##R##_1(LinearArguments a) {  \
+    LinearTile<R, 1>(a);                                                                                 \
+  }                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(kTileWarps<R>* kLanes) tile_##R##_2(LinearArguments a) {  \
+    LinearTile<R, 2>(a);                                                                                 \
+  }                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(kConvWarps* kLanes, kConvBlocks<R>)                       \
+      conv_##R##_1(ConvArguments a) {                                                                    \
+    Conv<R, 1>(a);                                                                                       \
+  }                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(kConvWarps* kLanes, kConvBlocks<R>)                       \
+      conv_##R##_2(ConvArguments a) {                                                                    \
+    Conv<R, 2>(a);                                                                                       \
+  }
+
+SPARSIFY_CUDA_KERNELS(1)
+SPARSIFY_CUDA_KERNELS(2)
+SPARSIFY_CUDA_KERNELS(4)
+SPARSIFY_CUDA_KERNELS(8)
+SPARSIFY_CUDA_KERNELS(16)
+
+}  // namespace sparsify::cuda

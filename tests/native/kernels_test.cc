@@ -292,9 +292,40 @@ void TestConv() {
       {1, 6, 70, {8, 4, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}}},
       {1, 5, 67, {8, 4, {3, 5}, {1, 2}, {1, 2, 1, 2}, {1, 1}}},
       {1, 5, 24, {8, 4, {3, 3}, {1, 1}, {0, 0, 2, 2}, {1, 1}}},
+      {3, 14, 14, {20, 160, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}}},
+      {2, 27, 30, {9, 70, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}}},
+      {1, 31, 26, {16, 40, {5, 5}, {1, 1}, {4, 2, 4, 2}, {2, 1}}},
   };
   Random random(6);
   for (const ConvCase& c : cases) CheckConv(c, &random);
+}
+
+// What a kernel derives from an image's size is kept for some sizes only.
+void TestOneConvolutionServesManySizes() {
+  Random random(7);
+  ConvCase c = {1, 0, 0, {8, 6, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}}};
+  const std::vector<float> weight = SparseWeight(&random, 8, 54, 0.4);
+  const PackedWeight packed = Pack("blocks-4", weight, 8, 54);
+  for (const std::string& kernel : SupportedKernels()) {
+    sparsify_conv* conv = nullptr;
+    if (sparsify_conv_create("blocks-4", kernel.c_str(), &c.attributes, packed.tensors.data(), packed.count(),
+                             &conv)) {
+      Die(kernel + ": " + sparsify_last_error());
+    }
+    for (const int64_t width : {10, 12, 17, 25, 33, 48, 10, 25}) {
+      c.height = 40 - width / 2;
+      c.width = width;
+      const std::vector<float> x = random.Normals(6 * c.height * c.width);
+      Output y(static_cast<size_t>(8 * c.height * c.width));
+      const sparsify_run_options options = Ends().Options(2);
+      if (sparsify_conv_run(conv, x.data(), 1, c.height, c.width, &options, y.data())) {
+        Die(kernel + ": " + sparsify_last_error());
+      }
+      Compare(&y, ExpectConv(c, weight, x, Ends()), kernel + " " + c.Label());
+      ++counts.conv;
+    }
+    sparsify_conv_free(conv);
+  }
 }
 
 }  // namespace
@@ -309,6 +340,7 @@ int main() {
   TestAPerturbedWeightIsSeen();
   TestOneKernelServesSeveralThreads();
   TestConv();
+  TestOneConvolutionServesManySizes();
   std::string kernels, layouts;
   for (const std::string& kernel : SupportedKernels()) kernels += " " + kernel;
   for (const char* layout : kLayouts) layouts += std::string(" ") + layout;

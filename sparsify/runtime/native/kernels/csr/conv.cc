@@ -8,6 +8,8 @@
 #include <cstring>
 #include <vector>
 
+#include "conv_flat.h"
+#include "conv_geometry.h"
 #include "family.h"
 #include "panel_product.h"
 
@@ -18,86 +20,18 @@ namespace {
 constexpr int64_t kLargestIndex = int64_t{1} << 40;
 constexpr int64_t kCopiedPlanes = 16;  // of a task
 
-// Output rows or columns whose tap lies inside the image.
-struct Inside {
-  int64_t first, last;
-};
-
-// Where the taps of one input size are found.
-struct Geometry {
-  int64_t height, width, out_height, out_width;
-  bool direct;                        // read X itself: no stride
-  int64_t plane_height, plane_width;  // of one phase
-  std::vector<int64_t> phases;        // used ones: y phase * horizontal stride + x phase
-  int64_t channel_stride, image_stride;
-  std::vector<int64_t> taps;  // [kernel height * kernel width] offset inside a channel, seen from pixel 0
-  std::vector<Inside> rows, columns;  // of each row and column of the kernel
-
-  int64_t pixels() const { return out_height * out_width; }
-  int64_t planes() const { return static_cast<int64_t>(phases.size()); }
-};
-
-int64_t OutputExtent(int64_t input, int64_t pads, int64_t kernel, int64_t dilation, int64_t stride) {
-  const int64_t span = input + pads - ((kernel - 1) * dilation + 1);
-  return span < 0 ? 0 : span / stride + 1;
-}
-
-std::vector<Inside> FindInside(int64_t input, int64_t output, int64_t pad, int64_t kernel, int64_t dilation,
-                               int64_t stride) {
-  std::vector<Inside> all;
-  for (int64_t at = -pad; kernel > 0; --kernel, at += dilation) {
-    const int64_t first = at < 0 ? (stride - 1 - at) / stride : 0;
-    const int64_t last = at < input ? (input - at + stride - 1) / stride : 0;
-    all.push_back({first, std::min(last, output)});
-  }
-  return all;
-}
-
-int64_t FloorMod(int64_t a, int64_t b) { return (a % b + b) % b; }
-
-Geometry MakeGeometry(const ConvAttributes& a, int64_t height, int64_t width) {
-  Geometry g;
-  g.height = height;
-  g.width = width;
-  g.out_height = OutputExtent(height, a.pads[0] + a.pads[2], a.kernel[0], a.dilations[0], a.strides[0]);
-  g.out_width = OutputExtent(width, a.pads[1] + a.pads[3], a.kernel[1], a.dilations[1], a.strides[1]);
-  g.rows = FindInside(height, g.out_height, a.pads[0], a.kernel[0], a.dilations[0], a.strides[0]);
-  g.columns = FindInside(width, g.out_width, a.pads[1], a.kernel[1], a.dilations[1], a.strides[1]);
-  g.direct = a.strides[0] == 1 && a.strides[1] == 1;
-  g.plane_height = (height + a.strides[0] - 1) / a.strides[0];
-  g.plane_width = (width + a.strides[1] - 1) / a.strides[1];
-  const int64_t plane = g.plane_height * g.plane_width;
-  for (int64_t r = 0; r < a.kernel[0]; ++r) {
-    for (int64_t s = 0; s < a.kernel[1]; ++s) {
-      const int64_t y = r * a.dilations[0] - a.pads[0], x = s * a.dilations[1] - a.pads[1];
-      const int64_t y_phase = FloorMod(y, a.strides[0]), x_phase = FloorMod(x, a.strides[1]);
-      const int64_t phase = y_phase * a.strides[1] + x_phase;
-      const auto found = std::find(g.phases.begin(), g.phases.end(), phase);
-      const int64_t index = found - g.phases.begin();
-      if (found == g.phases.end()) g.phases.push_back(phase);
-      g.taps.push_back(index * plane + (y - y_phase) / a.strides[0] * g.plane_width +
-                       (x - x_phase) / a.strides[1]);
-    }
-  }
-  g.channel_stride = g.planes() * plane;
-  g.image_stride = a.in_channels * g.channel_stride;
-  return g;
-}
-
 // The phases of one channel, each plane_height rows of plane_width.
 void CopyPhases(const Isa& isa, const ConvAttributes& a, const Geometry& g, const float* x, float* target) {
-  for (const int64_t phase : g.phases) {
-    const int64_t top = phase / a.strides[1], left = phase % a.strides[1];
-    for (int64_t i = 0; i * a.strides[0] + top < g.height && left < g.width; ++i) {
-      const int64_t count = (g.width - left + a.strides[1] - 1) / a.strides[1];
-      const float* source = x + (i * a.strides[0] + top) * g.width + left;
+  for (const Phase& phase : g.phases) {
+    for (int64_t i = 0; i < phase.rows && phase.columns > 0; ++i) {
+      const float* source = x + (i * a.strides[0] + phase.top) * g.width + phase.left;
       // Rows of a full plane in one call.
-      const int64_t rows =
-          count == g.plane_width ? (g.height - top + a.strides[0] - 1) / a.strides[0] : int64_t{1};
-      isa.take_every(source, rows, a.strides[0] * g.width, count, a.strides[1], target + i * g.plane_width);
+      const int64_t rows = phase.columns == g.plane_width ? phase.rows : int64_t{1};
+      isa.take_every(source, rows, a.strides[0] * g.width, phase.columns, a.strides[1],
+                     target + i * g.plane_width);
       i += rows - 1;
     }
-    target += g.plane_height * g.plane_width;
+    target += g.plane();
   }
 }
 
@@ -133,7 +67,7 @@ class Pixels {
     return {sources_.data(),
             masks_.data(),
             group_end_.data(),
-            geometry_.taps.data(),
+            geometry_.offsets.data(),
             attributes_.kernel[0] * attributes_.kernel[1],
             geometry_.channel_stride};
   }
@@ -192,6 +126,24 @@ struct PixelEnds {
   }
 };
 
+// The same for a panel of flattened rows. Tiles are whole channels.
+struct FlatEnds {
+  const Isa& isa;
+  const float* x;
+  const Epilogue& epilogue;
+  float* y;
+  int64_t plane, taps, channel_stride;
+  FlatPixels pixels;
+
+  void Pack(int64_t first_input, int64_t depth, float* tile, int) const {
+    isa.pack_flat(x + first_input / taps * channel_stride, pixels.panel(), depth / taps, tile);
+  }
+  void Store(int64_t first, int64_t last, const float* panel, int groups) const {
+    isa.store_pixels(panel, first, last, pixels.targets().data(), pixels.targets().size(), epilogue, y, plane,
+                     groups);
+  }
+};
+
 class CsrConv final : public ConvKernel {
  public:
   CsrConv(const Isa& isa, const ConvAttributes& attributes, const Matrix& matrix)
@@ -212,6 +164,11 @@ class CsrConv final : public ConvKernel {
     const Geometry g = MakeGeometry(attributes_, height, width);
     const int64_t images = Images(g, batch, threads);
     const size_t copy = CopyBytes(g, images);
+    const FlatShape shape(g);
+    if (PrefersFlat(shape, g, matrix_.block_rows, images)) {
+      const auto plan = panel_plans_.ForFlat(shape.tile, shape.width, threads);
+      return kCacheLine + copy + PanelTasks(*plan, shape.columns, threads, images).ScratchBytes();
+    }
     const int64_t pixels = images * g.pixels();
     return kCacheLine + copy + PanelTasks(panel_plans_.For(pixels, threads), pixels, threads).ScratchBytes();
   }
@@ -254,9 +211,26 @@ class CsrConv final : public ConvKernel {
       source = copy;
       rest += CopyBytes(g, images);
     }
+    const FlatShape shape(g);
+    if (PrefersFlat(shape, g, matrix_.block_rows, images)) {
+      const auto plan = panel_plans_.ForFlat(shape.tile, shape.width, parallel.threads);
+      const PanelTasks tasks(*plan, shape.columns, parallel.threads, images);
+      RunPanels(isa_, *plan, matrix_, tasks, parallel, rest,
+                [&](int64_t image, int64_t first, int64_t columns) {
+                  return FlatEnds{isa_,
+                                  source,
+                                  epilogue,
+                                  y,
+                                  g.pixels(),
+                                  static_cast<int64_t>(g.taps.size()),
+                                  g.channel_stride,
+                                  FlatPixels(attributes_, g, shape, image, first, columns)};
+                });
+      return;
+    }
     const PanelPlan& plan = panel_plans_.For(images * g.pixels(), parallel.threads);
     const PanelTasks tasks(plan, images * g.pixels(), parallel.threads);
-    RunPanels(isa_, plan, matrix_, tasks, parallel, rest, [&](int64_t first, int64_t columns) {
+    RunPanels(isa_, plan, matrix_, tasks, parallel, rest, [&](int64_t, int64_t first, int64_t columns) {
       return PixelEnds{isa_, source, epilogue, y, g.pixels(), Pixels(attributes_, g, first, columns)};
     });
   }

@@ -36,11 +36,12 @@ struct RowClass {
 // layout of blocks every entry stands for block_rows consecutive rows, and a row for the first of them.
 struct PanelSegment {
   const float* values;      // [entries][block_rows]
-  const uint16_t* offsets;  // 64 * (input - first input of the tile)
+  const uint16_t* offsets;  // 64 * (input - first input of the tile); of a flat tile in floats
   const uint32_t* rows;     // relative to the part
   const RowClass* classes;
   size_t class_count;
   int block_rows;
+  bool flat;
 };
 
 // Where the columns of a panel lie in an image-major source, and which taps find them inside it. Input
@@ -52,6 +53,16 @@ struct PixelPanel {
   const uint32_t* group_end;  // [groups] one past the last piece
   const int64_t* offsets;     // [taps]
   int64_t taps;
+  int64_t channel_stride;
+};
+
+// The same for a flat tile (see conv_flat.h): where its registers of 16 columns lie in a source. Lane i of a
+// piece is x[source + i + channel * channel_stride]; lanes in no piece's mask are zero.
+struct FlatPanel {
+  const int64_t* sources;        // [pieces]
+  const uint16_t* masks;         // [pieces]
+  const uint32_t* register_end;  // [registers] one past the last piece
+  int64_t registers;             // of a channel
   int64_t channel_stride;
 };
 
@@ -113,6 +124,8 @@ struct Isa {
   // tile[k] = input first + k of every column, k < depth; zero for the other columns of the groups.
   void (*pack_pixels)(const float* x, const PixelPanel& panel, int64_t first, int64_t depth, float* tile,
                       int groups);
+  // tile[channel] = the registers of that channel.
+  void (*pack_flat)(const float* x, const FlatPanel& panel, int64_t channels, float* tile);
   // y[i * count + j] = x[i * stride + j * step] for i < rows, j < count.
   void (*take_every)(const float* x, int64_t rows, int64_t stride, int64_t count, int64_t step, float* y);
   // y[i * stride + row] = finished panel[row - first][i]; bias and residual are indexed like y.

@@ -158,9 +158,8 @@ void StorePixelsBy(const float* panel, int64_t first, int64_t last, const Output
 
 }  // namespace
 
-const Isa isa_avx2 = {"avx2",        &Multiply<V>, &PackRows,      &PackPixels<V>,
-                      &TakeEvery<V>, &StoreRowsBy, &StorePixelsBy, 0,
-                      nullptr,       nullptr,      nullptr};
+const Isa isa_avx2 = {"avx2",       &Multiply<V>,   &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
+                      &StoreRowsBy, &StorePixelsBy, 0,         nullptr,        nullptr,      nullptr};
 
 }  // namespace csr
 }  // namespace sparsify

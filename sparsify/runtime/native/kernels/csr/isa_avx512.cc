@@ -320,9 +320,8 @@ void Slots(const SlotGroup& group, const RowMajor& operand, int64_t first, int64
 
 }  // namespace
 
-const Isa isa_avx512 = {"avx512",      &Multiply<V>, &PackRows,      &PackPixels<V>,
-                        &TakeEvery<V>, &StoreRowsBy, &StorePixelsBy, 6,
-                        &Slots,        nullptr,      &BlockRows};
+const Isa isa_avx512 = {"avx512",     &Multiply<V>,   &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
+                        &StoreRowsBy, &StorePixelsBy, 6,         &Slots,         nullptr,      &BlockRows};
 
 }  // namespace csr
 }  // namespace sparsify

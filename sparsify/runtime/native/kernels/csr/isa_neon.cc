@@ -291,9 +291,8 @@ void Dot(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64
 
 }  // namespace
 
-const Isa isa_neon = {"neon",        &Multiply<V>, &PackRows,      &PackPixels<V>,
-                      &TakeEvery<V>, &StoreRowsBy, &StorePixelsBy, 2,
-                      nullptr,       &Dot,         nullptr};
+const Isa isa_neon = {"neon",       &Multiply<V>,   &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
+                      &StoreRowsBy, &StorePixelsBy, 2,         nullptr,        &Dot,         nullptr};
 
 }  // namespace csr
 }  // namespace sparsify

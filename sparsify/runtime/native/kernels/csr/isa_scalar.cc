@@ -42,12 +42,27 @@ void Multiply(const PanelSegment& segment, const float* tile, float* panel, int 
     for (uint32_t i = 0; i < segment.classes[c].rows; ++i, ++row) {
       float* sums = panel + static_cast<int64_t>(*row) * spacing;
       for (uint32_t n = 0; n < segment.classes[c].count; ++n, ++offset) {
-        const float* x = tile + *offset / 64 * spacing;
+        const float* x = tile + (segment.flat ? *offset : *offset / 64 * spacing);
         for (int64_t r = 0; r < block_rows; ++r, ++value) {
           for (int64_t j = 0; j < width; ++j) sums[r * spacing + j] += *value * x[j];
         }
       }
     }
+  }
+}
+
+void PackFlat(const float* x, const FlatPanel& panel, int64_t channels, float* tile) {
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    uint32_t piece = 0;
+    for (int64_t i = 0; i < panel.registers; ++i, tile += kGroup) {
+      for (int lane = 0; lane < kGroup; ++lane) tile[lane] = 0.0f;
+      for (; piece < panel.register_end[i]; ++piece) {
+        for (int lane = 0; lane < kGroup; ++lane) {
+          if (panel.masks[piece] >> lane & 1) tile[lane] = x[panel.sources[piece] + lane];
+        }
+      }
+    }
+    x += panel.channel_stride;
   }
 }
 
@@ -128,8 +143,8 @@ void Dot(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64
 
 }  // namespace
 
-const Isa isa_scalar = {"scalar",     &Multiply, &PackRows, &PackPixels, &TakeEvery, &StoreRows,
-                        &StorePixels, 4,         nullptr,   &Dot,        nullptr};
+const Isa isa_scalar = {"scalar",   &Multiply,    &PackRows, &PackPixels, &PackFlat, &TakeEvery,
+                        &StoreRows, &StorePixels, 4,         nullptr,     &Dot,      nullptr};
 
 }  // namespace csr
 }  // namespace sparsify

@@ -99,7 +99,7 @@ class CsrLinear final : public LinearKernel {
                 void* scratch) const {
     const PanelPlan& plan = panel_plans_.For(operand.rows, parallel.threads);
     const PanelTasks tasks(plan, operand.rows, parallel.threads);
-    RunPanels(isa_, plan, matrix_, tasks, parallel, scratch, [&](int64_t first, int64_t columns) {
+    RunPanels(isa_, plan, matrix_, tasks, parallel, scratch, [&](int64_t, int64_t first, int64_t columns) {
       RowMajor part = operand;
       part.x += first * part.x_stride;
       part.y += first * part.y_stride;

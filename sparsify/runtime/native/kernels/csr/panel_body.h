@@ -97,7 +97,24 @@ void MultiplySegment(const PanelSegment& segment, const float* tile, float* pane
 
 // Blocks of R outputs of one input: each load of X and each broadcast serves R, or W / 16, FMAs. Four outputs
 // at 64 columns of AVX-512 take 8 loads for 16 FMAs, eight at 32 columns 10: the FMAs are the ceiling.
-template <class V, int G, int R, int Chunk>
+template <class V, int R, int Chunk, bool Flat, int64_t kStride>
+inline void AddEntry(const float* values, const char* tile, size_t offset,
+                     typename V::Register (&sum)[R][Chunk]) {
+  const float* x = reinterpret_cast<const float*>(tile + offset * (Flat ? sizeof(float) : kStride / kGroup));
+  typename V::Register columns[Chunk];
+  SPARSIFY_UNROLL
+  for (int c = 0; c < Chunk; ++c) {
+    columns[c] = Flat ? V::LoadAny(x + c * V::kWidth) : V::Load(x + c * V::kWidth);
+  }
+  SPARSIFY_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const typename V::Register w = V::Set(values[r]);
+    SPARSIFY_UNROLL
+    for (int c = 0; c < Chunk; ++c) sum[r][c] = V::MulAdd(w, columns[c], sum[r][c]);
+  }
+}
+
+template <class V, int G, int R, int Chunk, bool Flat>
 void MultiplyBlock(const float* values, const uint16_t* offsets, uint32_t count, int64_t stride,
                    const char* tile, float* sums) {
   constexpr int64_t kStride = kSpacing[G];
@@ -107,21 +124,16 @@ void MultiplyBlock(const float* values, const uint16_t* offsets, uint32_t count,
     SPARSIFY_UNROLL
     for (int c = 0; c < Chunk; ++c) sum[r][c] = V::Load(sums + r * kStride + c * V::kWidth);
   }
-  for (uint32_t n = 0; n < count; ++n) {
-    const char* address = tile + size_t{offsets[n]} * (kStride / kGroup);
-    SPARSIFY_OPAQUE(address);
-    const float* x = reinterpret_cast<const float*>(address);
-    typename V::Register columns[Chunk];
+  uint32_t n = 0;
+  for (; n + 2 <= count; n += 2) {
     SPARSIFY_UNROLL
-    for (int c = 0; c < Chunk; ++c) columns[c] = V::Load(x + c * V::kWidth);
-    SPARSIFY_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const typename V::Register w = V::Set(values[r]);
-      SPARSIFY_UNROLL
-      for (int c = 0; c < Chunk; ++c) sum[r][c] = V::MulAdd(w, columns[c], sum[r][c]);
+    for (int step = 0; step < 2; ++step) {
+      AddEntry<V, R, Chunk, Flat, kStride>(values + step * stride, tile, offsets[step], sum);
     }
-    values += stride;
+    values += 2 * stride;
+    offsets += 2;
   }
+  if (n < count) AddEntry<V, R, Chunk, Flat, kStride>(values, tile, offsets[0], sum);
   SPARSIFY_UNROLL
   for (int r = 0; r < R; ++r) {
     SPARSIFY_UNROLL
@@ -130,10 +142,11 @@ void MultiplyBlock(const float* values, const uint16_t* offsets, uint32_t count,
 }
 
 // V::kBlock rows at a time, and as many registers of columns as there are sums for.
-template <class V, int G, int R>
+template <class V, int G, int R, bool Flat>
 void MultiplyBlocks(const PanelSegment& segment, const float* tile, float* panel) {
   constexpr int kRegisters = Shape<V, G>::kRegisters;
-  constexpr int kRows = R < V::kBlock ? R : V::kBlock;
+  constexpr int kMost = Flat && V::kBlock > 4 ? 4 : V::kBlock;  // with panels of 64 columns
+  constexpr int kRows = R < kMost ? R : kMost;
   constexpr int kFit = V::kSums / kRows;
   constexpr int kChunk = kRegisters <= kFit ? kRegisters : kRegisters % kFit == 0 ? kFit : 1;
   const float* values = segment.values;
@@ -146,9 +159,9 @@ void MultiplyBlocks(const PanelSegment& segment, const float* tile, float* panel
       for (int r = 0; r < R; r += kRows) {
         for (int c = 0; c < kRegisters; c += kChunk) {
           const int64_t column = c * V::kWidth;
-          MultiplyBlock<V, G, kRows, kChunk>(values + r, offsets, count, R,
-                                             reinterpret_cast<const char*>(tile + column),
-                                             sums + r * kSpacing[G] + column);
+          MultiplyBlock<V, G, kRows, kChunk, Flat>(values + r, offsets, count, R,
+                                                   reinterpret_cast<const char*>(tile + column),
+                                                   sums + r * kSpacing[G] + column);
         }
       }
       values += count * R;
@@ -157,19 +170,25 @@ void MultiplyBlocks(const PanelSegment& segment, const float* tile, float* panel
   }
 }
 
+template <class V, int G, int R>
+void MultiplyTile(const PanelSegment& segment, const float* tile, float* panel) {
+  if (segment.flat) return MultiplyBlocks<V, G, R, true>(segment, tile, panel);
+  return MultiplyBlocks<V, G, R, false>(segment, tile, panel);
+}
+
 template <class V, int G>
 void MultiplyAny(const PanelSegment& segment, const float* tile, float* panel) {
   switch (segment.block_rows) {
     case 1:
       return MultiplySegment<V, G>(segment, tile, panel);
     case 2:
-      return MultiplyBlocks<V, G, 2>(segment, tile, panel);
+      return MultiplyBlocks<V, G, 2, false>(segment, tile, panel);
     case 4:
-      return MultiplyBlocks<V, G, 4>(segment, tile, panel);
+      return MultiplyTile<V, G, 4>(segment, tile, panel);
     case 8:
-      return MultiplyBlocks<V, G, 8>(segment, tile, panel);
+      return MultiplyTile<V, G, 8>(segment, tile, panel);
     default:
-      return MultiplyBlocks<V, G, 16>(segment, tile, panel);
+      return MultiplyTile<V, G, 16>(segment, tile, panel);
   }
 }
 
@@ -355,6 +374,31 @@ void PackPixels(const float* x, const PixelPanel& panel, int64_t first, int64_t 
                       i % kGroup, tap, count, taps * spacing, target + i);
       }
     }
+  }
+}
+
+// Channels lie far apart, where no prefetcher looks.
+constexpr int64_t kFlatAhead = 2;
+
+template <class V>
+void PackFlat(const float* x, const FlatPanel& panel, int64_t channels, float* tile) {
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    uint32_t first = 0;
+    for (int64_t i = 0; i < panel.registers; ++i) {
+      const uint32_t last = panel.register_end[i];
+      for (int lane = 0; lane < kGroup; lane += V::kWidth) {
+        typename V::Register v = V::Zero();
+        for (uint32_t piece = first; piece < last; ++piece) {
+          const uint32_t bits = static_cast<uint32_t>(panel.masks[piece] >> lane);
+          SPARSIFY_PREFETCH(x + panel.sources[piece] + lane + kFlatAhead * panel.channel_stride);
+          v = V::LoadInto(v, x + panel.sources[piece] + lane, V::Bits(bits));
+        }
+        V::Store(tile + lane, v);
+      }
+      first = last;
+      tile += kGroup;
+    }
+    x += panel.channel_stride;
   }
 }
 

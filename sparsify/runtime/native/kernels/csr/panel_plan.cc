@@ -8,9 +8,7 @@ namespace sparsify {
 namespace csr {
 namespace {
 
-// 112 rows of 64 columns are 28 KB, which leaves a 32 KB cache room for what streams past. Where a single row
-// brings more than kMaxCount non-zeros to a tile, a longer tile gains nothing.
-constexpr int64_t kTileFloats = 112 * kPanelColumns;
+// Where a single row brings more than kMaxCount non-zeros to a tile, a longer tile gains nothing.
 constexpr int64_t kShortest = 64;
 constexpr int64_t kMostInputs = 1008;  // offsets are 16 bits
 
@@ -28,6 +26,14 @@ int64_t TileDepth(const Matrix& matrix, int64_t spacing) {
   return (even + kGroup - 1) / kGroup * kGroup;
 }
 
+// Whole channels, about as many in every tile.
+int64_t FlatDepth(const Matrix& matrix, const FlatTile& flat) {
+  const int64_t taps = static_cast<int64_t>(flat.taps.size()), channels = matrix.columns / taps;
+  const int64_t most = std::max<int64_t>(1, kTileFloats / flat.floats);
+  const int64_t tiles = (channels + most - 1) / most;
+  return (channels + tiles - 1) / tiles * taps;
+}
+
 struct Entry {
   uint32_t row;
   uint32_t count;
@@ -36,9 +42,12 @@ struct Entry {
 
 }  // namespace
 
-PanelPlan::PanelPlan(const Matrix& matrix, int parts, int64_t spacing)
+PanelPlan::PanelPlan(const Matrix& matrix, int parts, int64_t spacing, const FlatTile& flat)
     : block_rows_(matrix.block_rows),
-      depth_(TileDepth(matrix, spacing)),
+      flat_(flat),
+      depth_(this->flat() ? FlatDepth(matrix, flat) : TileDepth(matrix, spacing)),
+      tile_floats_(this->flat() ? depth_ / static_cast<int64_t>(flat.taps.size()) * flat.floats
+                                : depth_ * spacing),
       tiles_((matrix.columns + depth_ - 1) / depth_),
       bounds_(BalancedBounds(matrix.pointers, matrix.lines(), std::max(parts, 1))) {
   values_.reserve(static_cast<size_t>(matrix.blocks * block_rows_));
@@ -49,6 +58,12 @@ PanelPlan::PanelPlan(const Matrix& matrix, int parts, int64_t spacing)
       AddSegment(matrix, tile * depth_, std::min((tile + 1) * depth_, matrix.columns), part, &next);
     }
   }
+}
+
+uint16_t PanelPlan::Offset(int64_t input) const {
+  if (!flat()) return static_cast<uint16_t>(64 * input);
+  const int64_t taps = static_cast<int64_t>(flat_.taps.size());
+  return static_cast<uint16_t>(input / taps * flat_.floats + flat_.taps[static_cast<size_t>(input % taps)]);
 }
 
 void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t last_input, int part,
@@ -80,7 +95,7 @@ void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t la
     for (int64_t i = entry.first; i < entry.first + entry.count; ++i) {
       for (int64_t r = 0; r < block_rows_; ++r)
         values_.push_back(ValueAt(matrix.values, i * block_rows_ + r));
-      offsets_.push_back(static_cast<uint16_t>(64 * (matrix.Column(i) - first_input)));
+      offsets_.push_back(Offset(matrix.Column(i) - first_input));
     }
   }
   begins_.push_back(begin);
@@ -101,7 +116,8 @@ PanelSegment PanelPlan::Segment(int64_t tile, int part) const {
           rows_.data() + begin.row,
           classes_.data() + begin.row_class,
           begin.class_count,
-          block_rows_};
+          block_rows_,
+          flat()};
 }
 
 }  // namespace csr

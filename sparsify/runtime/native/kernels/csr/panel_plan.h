@@ -19,30 +19,44 @@ namespace csr {
 // busy, and narrow tiles are long: the waiting sums are moved less often.
 constexpr int MostGroups(int block_rows) { return block_rows >= 8 ? 2 : kMaxGroups; }
 
+// 28 KB, which leaves a 32 KB cache room for what streams past.
+constexpr int64_t kTileFloats = 112 * kPanelColumns;
+
+// How the inputs (channel, tap) of a convolution lie in a tile of flattened rows (see conv_flat.h).
+struct FlatTile {
+  int64_t floats = 0;         // of a channel
+  std::vector<int64_t> taps;  // where a panel's first column is found in a channel; none: no such tile
+};
+
 class PanelPlan {
  public:
   // At most `parts` parts of the rows, at least one; tiles fit panels with this spacing.
-  PanelPlan(const Matrix& matrix, int parts, int64_t spacing);
+  PanelPlan(const Matrix& matrix, int parts, int64_t spacing, const FlatTile& flat = {});
 
   int64_t depth() const { return depth_; }  // inputs of a tile; the last may have fewer
+  int64_t tile_floats() const { return tile_floats_; }
+  bool flat() const { return !flat_.taps.empty(); }
   int64_t tiles() const { return tiles_; }
   int parts() const { return static_cast<int>(bounds_.size()) - 1; }
   int64_t first_row(int part) const { return bounds_[static_cast<size_t>(part)] * block_rows_; }
   // A whole number of blocks, so it may lie beyond the last row of the weight.
   int64_t last_row(int part) const { return bounds_[static_cast<size_t>(part) + 1] * block_rows_; }
   int64_t largest_part() const;
-  int most_groups() const { return MostGroups(block_rows_); }
+  int most_groups() const { return flat() ? kMaxGroups : MostGroups(block_rows_); }
   PanelSegment Segment(int64_t tile, int part) const;
 
  private:
   struct Begin {
     size_t entry, row, row_class, class_count;
   };
+  uint16_t Offset(int64_t input) const;  // counted from the tile's first
   void AddSegment(const Matrix& matrix, int64_t first_input, int64_t last_input, int part,
                   std::vector<int64_t>* next);
 
   int block_rows_ = 1;
+  FlatTile flat_;
   int64_t depth_ = 0;
+  int64_t tile_floats_ = 0;
   int64_t tiles_ = 0;
   std::vector<int64_t> bounds_;  // in block rows
   std::vector<Begin> begins_;    // [tile][part]

@@ -52,23 +52,49 @@ class PanelPlans {
   // For X of this many columns.
   const PanelPlan& For(int64_t columns, int threads) const {
     const int64_t groups = std::min<int64_t>(MostGroups(matrix_.block_rows), (columns + kGroup - 1) / kGroup);
+    const int64_t spacing = kSpacing[groups];
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::unique_ptr<PanelPlan>& plan = plans_[{kSpacing[groups], threads}];
-    if (plan == nullptr) plan = std::make_unique<PanelPlan>(matrix_, threads, kSpacing[groups]);
+    std::unique_ptr<PanelPlan>& plan = plans_[{spacing, threads}];
+    if (plan == nullptr) plan = std::make_unique<PanelPlan>(matrix_, threads, spacing);
     return *plan;
   }
 
+  // With a flat tile, which depends on the size of the image: only those of the last few sizes are kept.
+  std::shared_ptr<const PanelPlan> ForFlat(const FlatTile& tile, int64_t spacing, int threads) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const FlatPlan& kept : flat_) {
+      if (kept.spacing == spacing && kept.threads == threads && kept.floats == tile.floats &&
+          kept.taps == tile.taps) {
+        return kept.plan;
+      }
+    }
+    if (flat_.size() >= kKeptSizes) flat_.erase(flat_.begin());
+    flat_.push_back({spacing, threads, tile.floats, tile.taps,
+                     std::make_shared<PanelPlan>(matrix_, threads, spacing, tile)});
+    return flat_.back().plan;
+  }
+
  private:
+  static constexpr size_t kKeptSizes = 4;
+  struct FlatPlan {
+    int64_t spacing;
+    int threads;
+    int64_t floats;
+    std::vector<int64_t> taps;
+    std::shared_ptr<const PanelPlan> plan;
+  };
+
   Matrix matrix_;
   mutable std::mutex mutex_;
   mutable std::map<std::pair<int64_t, int>, std::unique_ptr<PanelPlan>> plans_;
+  mutable std::vector<FlatPlan> flat_;  // oldest first
 };
 
-// How `columns` columns are cut into tasks: by panel, and by block of rows as well where panels alone would
-// leave threads idle.
+// How `total` columns are cut into tasks: by panel, and by block of rows as well where panels alone would
+// leave threads idle. Where there are several runs of so many columns, no panel holds columns of two.
 struct PanelTasks {
-  PanelTasks(const PanelPlan& plan, int64_t total_columns, int threads)
-      : columns(total_columns), panels((columns + kPanelColumns - 1) / kPanelColumns) {
+  PanelTasks(const PanelPlan& plan, int64_t total, int threads, int64_t runs = 1)
+      : columns(total), run_panels((total + kPanelColumns - 1) / kPanelColumns), panels(runs * run_panels) {
     const bool even = panels % threads == 0 || panels >= 4 * threads;
     parts = even ? 1 : plan.parts();
     workers = std::min<int64_t>(threads, panels * parts);
@@ -76,14 +102,15 @@ struct PanelTasks {
     strip = plan.most_groups() * kGroup;
     const int64_t rows = parts == 1 ? plan.last_row(plan.parts() - 1) : plan.largest_part();
     const int64_t row_bytes = kSpacing[groups] * static_cast<int64_t>(sizeof(float));
-    tile_bytes = static_cast<size_t>(plan.depth() * row_bytes);
+    tile_bytes = static_cast<size_t>(plan.tile_floats()) * sizeof(float);
     panel_floats = rows * kSpacing[groups];
     const int64_t strips = (std::min(columns, kPanelColumns) + strip - 1) / strip;
     worker_bytes = tile_bytes + static_cast<size_t>(strips * rows * row_bytes);
   }
   size_t ScratchBytes() const { return static_cast<size_t>(workers) * worker_bytes + kCacheLine; }
 
-  int64_t columns;
+  int64_t columns;  // of a run
+  int64_t run_panels;
   int64_t panels;
   int64_t parts;
   int64_t workers;
@@ -93,7 +120,7 @@ struct PanelTasks {
   size_t worker_bytes;
 };
 
-// make(first_column, columns) tells how these columns are read and written: its result's
+// make(run, first_column, columns) tells how these columns are read and written: its result's
 // Pack(first_input, depth, tile, groups) fills a tile (columns beyond the last are multiplied too, so with
 // zeros: stale denormals there would cost a hundred cycles each), Store(first_row, last_row, panel, groups)
 // writes finished sums. All strips of a panel pass over a tile's weights while these are in the cache.
@@ -104,18 +131,19 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
   RunTasks(parallel, tasks.workers, tasks.panels * tasks.parts, [&](int64_t worker, int64_t task) {
     float* tile = reinterpret_cast<float*>(memory + static_cast<size_t>(worker) * tasks.worker_bytes);
     float* panel = tile + tasks.tile_bytes / sizeof(float);
-    const int64_t first_column = task / tasks.parts * kPanelColumns;
+    const int64_t run = task / tasks.parts / tasks.run_panels;
+    const int64_t first_column = task / tasks.parts % tasks.run_panels * kPanelColumns;
     const int64_t columns = std::min(kPanelColumns, tasks.columns - first_column);
     const int first_part = tasks.parts == 1 ? 0 : static_cast<int>(task % tasks.parts);
     const int last_part = tasks.parts == 1 ? plan.parts() : first_part + 1;
     const int64_t first_row = plan.first_row(first_part);
     const int64_t last_row = plan.last_row(last_part - 1);
-    using Ends = decltype(make(first_column, columns));
+    using Ends = decltype(make(run, first_column, columns));
     std::vector<Ends> ends;
     std::vector<int> groups;
     for (int64_t c = 0; c < columns; c += tasks.strip) {
       const int64_t width = std::min(tasks.strip, columns - c);
-      ends.push_back(make(first_column + c, width));
+      ends.push_back(make(run, first_column + c, width));
       groups.push_back(static_cast<int>((width + kGroup - 1) / kGroup));
     }
     std::memset(panel, 0, ends.size() * static_cast<size_t>(tasks.panel_floats) * sizeof(float));

@@ -19,8 +19,10 @@
 
 #if defined(__GNUC__)
 #define SPARSIFY_PREFETCH(pointer) __builtin_prefetch((pointer), 0, 3)
+#define SPARSIFY_PREFETCH_TO_WRITE(pointer) __builtin_prefetch((pointer), 1, 3)
 #else
 #define SPARSIFY_PREFETCH(pointer) (void)(pointer)
+#define SPARSIFY_PREFETCH_TO_WRITE(pointer) (void)(pointer)
 #endif
 
 #endif  // SPARSIFY_KERNELS_CSR_COMPILER_H_

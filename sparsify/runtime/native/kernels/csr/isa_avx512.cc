@@ -103,6 +103,9 @@ inline void TransposeFirst(const float* p, int64_t stride, int64_t rows, int64_t
   Transpose(block, 16, out);
 }
 
+// More rows than the prefetchers follow at once.
+constexpr int64_t kPackAhead = 32;
+
 void PackRows(const float* x, int64_t stride, int64_t columns, int64_t depth, float* tile, int groups) {
   const int64_t spacing = kSpacing[groups];
   for (int g = 0; g < groups; ++g) {
@@ -112,6 +115,8 @@ void PackRows(const float* x, int64_t stride, int64_t columns, int64_t depth, fl
       float* target = tile + k * spacing + g * kGroup;
       __m512 r[16];
       if (rows >= kGroup && depth - k >= 16) {
+        SPARSIFY_UNROLL
+        for (int i = 0; i < 16; ++i) SPARSIFY_PREFETCH(source + i * stride + kPackAhead);
         Transpose(source, stride, r);
         SPARSIFY_UNROLL
         for (int i = 0; i < 16; ++i) V::Store(target + i * spacing, r[i]);
@@ -123,11 +128,15 @@ void PackRows(const float* x, int64_t stride, int64_t columns, int64_t depth, fl
   }
 }
 
-// Four columns of a panel become four rows of y.
+// Four columns of a panel become four rows of y, whose lines are asked for a round before.
 template <Activation A>
 void StoreFour(const float* source, int64_t spacing, int64_t rows, int64_t columns, __m512 bias,
                const float* residual, float* y, int64_t stride, const Epilogue& epilogue) {
   __m512 r[4];
+  SPARSIFY_UNROLL
+  for (int64_t i = 4; i < 8; ++i) {
+    if (i < columns) SPARSIFY_PREFETCH_TO_WRITE(y + i * stride);
+  }
   if (rows >= 16) {
     SPARSIFY_UNROLL
     for (int i = 0; i < 4; ++i) r[i] = LoadLanes(source, spacing, i);
@@ -202,6 +211,11 @@ struct SlotCursor {
   const uint32_t* blocks;
 };
 
+// The stream comes from the third-level cache, and the prefetchers stop at every page: a kilobyte ahead is
+// what they leave uncovered. A record is about that many lines long.
+constexpr int64_t kStreamAhead = 256;
+constexpr int kStreamLines = 4;
+
 template <int Rows, int Slots>
 void MultiplyRecords(SlotCursor* cursor, uint32_t count, const RowMajor& operand, Sums<Rows>* sums) {
   constexpr int S = Sums<Rows>::kSets;
@@ -221,6 +235,8 @@ void MultiplyRecords(SlotCursor* cursor, uint32_t count, const RowMajor& operand
       low[b] = _mm512_loadu_ps(x + b * operand.x_stride);
       high[b] = _mm512_loadu_ps(x + b * operand.x_stride + 16);
     }
+    SPARSIFY_UNROLL
+    for (int i = 0; i < kStreamLines; ++i) SPARSIFY_PREFETCH(stream + kStreamAhead + i * kGroup);
     __m512i index = _mm512_loadu_si512(stream);
     stream += 16;
     SPARSIFY_UNROLL

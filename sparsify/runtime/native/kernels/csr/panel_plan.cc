@@ -58,6 +58,7 @@ PanelPlan::PanelPlan(const Matrix& matrix, int parts, int64_t spacing, const Fla
       AddSegment(matrix, tile * depth_, std::min((tile + 1) * depth_, matrix.columns), part, &next);
     }
   }
+  rows_.push_back(0);  // what is asked for ahead of the last row
 }
 
 uint16_t PanelPlan::Offset(int64_t input) const {

@@ -173,7 +173,11 @@ def _product(x: Tensor, packed: Blocks, bias: Tensor | None, activation: str, *,
         programs = groups * triton.cdiv(batch, config.batch)
         splits = tuning.splits(programs, packed.longest[transposed])
         parts = parts_like(y, splits)
-        arguments = {"x": x, "values": packed.values, "lines": packed.rows if transposed else packed.columns}
+        arguments: dict[str, Any] = {
+            "x": x,
+            "values": packed.values,
+            "lines": packed.rows if transposed else packed.columns,
+        }
         arguments |= {"pointers": packed.transposed_pointers if transposed else packed.pointers}
         arguments |= {
             "order": packed.order,
@@ -198,7 +202,13 @@ def weight_gradient(x: Tensor, dy: Tensor, packed: Blocks) -> Tensor:
     (R, C), (outputs, inputs) = packed.block, packed.shape
 
     def call(config: Config) -> None:
-        arguments = {"x": x, "dy": dy, "columns": packed.columns, "rows": packed.rows, "gradient": gradient}
+        arguments: dict[str, Any] = {
+            "x": x,
+            "dy": dy,
+            "columns": packed.columns,
+            "rows": packed.rows,
+            "gradient": gradient,
+        }
         arguments |= {"batch": x.shape[0], "outputs": outputs, "inputs": inputs, "R": R, "C": C}
         arguments |= {"BATCH": config.batch, **numbers(dy)}
         start(blocks_gradient, (packed.values.shape[0],), arguments, config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -102,7 +104,13 @@ def forward(x: Tensor, packed: Condensed, bias: Tensor | None, activation: str) 
         groups = triton.cdiv(rows, group)
         splits = tuning.splits(groups, triton.cdiv(fan_in, config.entries))
         parts = parts_like(y, splits)
-        arguments = {"x": x, "values": packed.values, "columns": packed.columns, "y": parts, "batch": batch}
+        arguments: dict[str, Any] = {
+            "x": x,
+            "values": packed.values,
+            "columns": packed.columns,
+            "y": parts,
+            "batch": batch,
+        }
         arguments |= {"bias": bias if splits == 1 else None, "rows": rows, "inputs": inputs, "fan_in": fan_in}
         arguments |= {"BATCH": tuning.bucket(batch), "ROWS": group, "ENTRIES": config.entries}
         arguments |= {"SPLITS": splits, "ACTIVATION": activation, "ACC": accumulator_name(x.dtype)}
@@ -121,7 +129,13 @@ def _panels(x: Tensor, packed: Condensed, bias: Tensor | None, activation: str) 
     yt = torch.empty((rows, batch), dtype=x.dtype, device=x.device)
 
     def call(config: Config) -> None:
-        arguments = {"xt": xt, "values": packed.values, "columns": packed.columns, "bias": bias, "yt": yt}
+        arguments: dict[str, Any] = {
+            "xt": xt,
+            "values": packed.values,
+            "columns": packed.columns,
+            "bias": bias,
+            "yt": yt,
+        }
         arguments |= {"batch": batch, "rows": rows, "fan_in": fan_in, "BATCH": config.batch}
         arguments |= {"ENTRIES": config.entries, "ACTIVATION": activation, "ACC": accumulator_name(x.dtype)}
         start(condensed_panel, (rows * triton.cdiv(batch, config.batch),), arguments, config)
@@ -139,7 +153,7 @@ def weight_gradient(x: Tensor, dy: Tensor, packed: Condensed) -> Tensor:
 
     def call(config: Config) -> None:
         chunks = triton.cdiv(fan_in, config.entries)
-        arguments = {"xt": xt, "dyt": dyt, "columns": packed.columns, "gradient": gradient}
+        arguments: dict[str, Any] = {"xt": xt, "dyt": dyt, "columns": packed.columns, "gradient": gradient}
         arguments |= {"batch": x.shape[0], "fan_in": fan_in, "chunks": chunks, "BATCH": config.batch}
         arguments |= {"ENTRIES": config.entries, "ACC": accumulator_name(packed.values.dtype)}
         start(condensed_gradient, (rows * chunks,), arguments, config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -107,7 +109,12 @@ def product(x: Tensor, index: Rows, rows: int, bias: Tensor | None, activation: 
         groups = triton.cdiv(rows, group)
         splits = tuning.splits(groups, triton.cdiv(index.longest, config.entries))
         parts = parts_like(y, splits)
-        arguments = {"x": x, "values": index.values, "columns": index.columns, "pointers": index.pointers}
+        arguments: dict[str, Any] = {
+            "x": x,
+            "values": index.values,
+            "columns": index.columns,
+            "pointers": index.pointers,
+        }
         arguments |= {"bias": bias if splits == 1 else None, "y": parts, "batch": batch, "rows": rows}
         arguments |= {
             "inputs": inputs,
@@ -130,7 +137,12 @@ def _panels(x: Tensor, index: Rows, rows: int, bias: Tensor | None, activation: 
     yt = torch.empty((rows, batch), dtype=x.dtype, device=x.device)
 
     def call(config: Config) -> None:
-        arguments = {"xt": xt, "values": index.values, "columns": index.columns, "pointers": index.pointers}
+        arguments: dict[str, Any] = {
+            "xt": xt,
+            "values": index.values,
+            "columns": index.columns,
+            "pointers": index.pointers,
+        }
         arguments |= {"bias": bias, "yt": yt, "batch": batch, "rows": rows, "BATCH": config.batch}
         arguments |= {"ENTRIES": config.entries, "ACTIVATION": activation, "ACC": accumulator_name(x.dtype)}
         start(csr_panel, (rows * triton.cdiv(batch, config.batch),), arguments, config)
@@ -153,7 +165,12 @@ def weight_gradient(x: Tensor, dy: Tensor, packed: Csr) -> Tensor:
 
     def call(config: Config) -> None:
         chunks = triton.cdiv(packed.longest, config.entries)
-        arguments = {"xt": xt, "dyt": dyt, "columns": packed.columns, "pointers": packed.pointers}
+        arguments: dict[str, Any] = {
+            "xt": xt,
+            "dyt": dyt,
+            "columns": packed.columns,
+            "pointers": packed.pointers,
+        }
         arguments |= {"gradient": gradient, "batch": x.shape[0], "chunks": chunks, "BATCH": config.batch}
         arguments |= {"ENTRIES": config.entries, "ACC": accumulator_name(packed.values.dtype)}
         start(csr_gradient, (packed.shape[0] * chunks,), arguments, config)

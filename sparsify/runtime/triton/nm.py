@@ -7,6 +7,7 @@ bound; at large ones only the semi-structured product, which skips the zeros, ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ MIDDLE = Config("middle", batch=64, entries=64, warps=4, stages=3)
 LARGE = Config("many", batch=128, entries=64, warps=8, stages=3)
 GRADIENT = Config("gradient", batch=64, entries=64, warps=8, stages=2)
 
-_CLOSE = {
-    "relu": torch.relu_,
+_CLOSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.nn.functional.relu,
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "silu": torch.nn.functional.silu,
@@ -222,7 +223,8 @@ def forward(x: Tensor, packed: NM, bias: Tensor | None, activation: str) -> Tens
     compressed = packed.semi_structured
     if compressed is not None and batch >= SEMI_STRUCTURED_BATCH and x.dtype == packed.values.dtype:
         ready = None if bias is None else bias.to(x.dtype)
-        return _CLOSE[activation](torch.nn.functional.linear(x, compressed, ready))
+        y = torch.nn.functional.linear(x, compressed, ready)
+        return _CLOSE[activation](y)
     y = torch.empty((batch, rows), dtype=x.dtype, device=x.device)
 
     def call(config: Config) -> None:

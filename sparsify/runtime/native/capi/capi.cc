@@ -1,6 +1,5 @@
 #include "capi.h"
 
-#include <exception>
 #include <memory>
 #include <string>
 #include <thread>
@@ -9,6 +8,7 @@
 #include "../base/cpu.h"
 #include "../kernels/api.h"
 #include "../kernels/csr/packed.h"
+#include "error.h"
 
 using sparsify::ConvAttributes;
 using sparsify::ConvKernel;
@@ -17,6 +17,8 @@ using sparsify::Epilogue;
 using sparsify::LinearKernel;
 using sparsify::PackedTensor;
 using sparsify::ParallelFor;
+using sparsify::capi::Fail;
+using sparsify::capi::Guard;
 
 struct sparsify_packed {
   sparsify::csr::Packed csr;
@@ -31,26 +33,6 @@ struct sparsify_conv {
 namespace {
 
 constexpr int32_t kAbiVersion = 3;
-
-std::string& LastError() {
-  thread_local std::string message;
-  return message;
-}
-
-int32_t Fail(const std::string& message) {
-  LastError() = message;
-  return 1;
-}
-
-// Runs a body that returns a status; no C++ exception leaves the library.
-template <class Body>
-int32_t Guard(Body body) {
-  try {
-    return body();
-  } catch (const std::exception& error) {
-    return Fail(error.what());
-  }
-}
 
 std::vector<PackedTensor> Convert(const sparsify_tensor* tensors, int32_t count) {
   std::vector<PackedTensor> converted;
@@ -87,7 +69,7 @@ bool Convert(const sparsify_run_options* options, Epilogue* epilogue, ParallelFo
 extern "C" {
 
 int32_t sparsify_abi_version(void) { return kAbiVersion; }
-const char* sparsify_last_error(void) { return LastError().c_str(); }
+const char* sparsify_last_error(void) { return sparsify::capi::LastError().c_str(); }
 const char* sparsify_cpu_flags(void) { return sparsify::CpuFlagNames(); }
 int32_t sparsify_kernel_count(void) { return static_cast<int32_t>(sparsify::KernelCount()); }
 

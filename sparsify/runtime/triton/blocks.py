@@ -103,7 +103,7 @@ def blocks_product(
     live = (batches < batch)[:, None]
     sums = tl.zeros([BATCH, OUT], ACC)
     for entry in range(first, end):
-        block = tl.load(order + entry) if TRANSPOSED else entry
+        block: tl.tensor = tl.load(order + entry) if TRANSPOSED else entry
         k = tl.load(lines + block) * IN + i
         kept = live if WHOLE else live & (k < inputs)[None, :]
         taken = tl.load(row_of_x + k[None, :], mask=kept, other=0.0)

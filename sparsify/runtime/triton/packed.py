@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -54,9 +54,8 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
-        return dataclasses.replace(
-            self, **{name: _moved(value, device) for name, value in vars(self).items()}
-        )
+        moved: dict[str, Any] = {name: _moved(value, device) for name, value in vars(self).items()}
+        return dataclasses.replace(self, **moved)
 
     def gathered(self, weight: Tensor) -> Tensor:
         """The entries of a dense tensor `[rows, columns]` at the stored positions, in the type of `weight`.
@@ -275,6 +274,6 @@ def _moved(value: object, device: torch.device | str) -> object:
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Rows):
-        moved = {name: _moved(part, device) for name, part in vars(value).items()}
-        return dataclasses.replace(value, **moved)  # type: ignore[arg-type]
+        moved: dict[str, Any] = {name: _moved(part, device) for name, part in vars(value).items()}
+        return dataclasses.replace(value, **moved)
     return value

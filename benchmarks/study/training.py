@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
-
-Rate = Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,29 @@ class Cosine:
         return (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising))) / 2
 
 
+@dataclass(frozen=True)
+class Linear:
+    """Linear warm-up, at least one step of it, and a linear way down to 0, as a factor on the learning rate.
+
+    Attributes:
+        steps: Optimizer steps in all.
+        warmup: Share of them.
+    """
+
+    steps: int
+    warmup: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        """The factor at a step; steps count from 0."""
+        rising = max(1, int(self.warmup * self.steps))
+        return min((step + 1) / rising, (self.steps - step) / max(1, self.steps - rising))
+
+
 def train(
     model: nn.Module,
     optimizer: optim.Optimizer,
     batches: Iterator[tuple[Tensor, Tensor]],
-    rate: Cosine,
+    rate: Cosine | Linear,
     *,
     clip: float | None = None,
 ) -> float | None:

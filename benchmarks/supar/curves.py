@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ledger import DIVERGED, Cell, Ledger
+from benchmarks.supar.runs import DIVERGED, Cell, Runs, losses_of
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Curve:
     points: dict[int, Point]
 
     @classmethod
-    def of(cls, cell: Cell, ledger: Ledger) -> Curve:
+    def of(cls, cell: Cell, ledger: Runs) -> Curve:
         """The curve of a cell; without points where nothing was run."""
         points = {}
-        for rate, seeds in sorted(ledger.losses(cell).items()):
+        for rate, seeds in sorted(losses_of(ledger, cell).items()):
             values = list(seeds.values())
             if max(values) < DIVERGED:
                 spread = stdev(values) if len(values) > 1 else None

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from math import log2
 from typing import Any
 
-from ledger import Cell, Ledger, Run
-from search import best_rate, more_seeds, wanted
+from benchmarks.supar.runs import Cell, Run, Runs, loss_of, losses_of
+from benchmarks.supar.search import best_rate, more_seeds, wanted
 
 SEEDS = 3
 CNN_START = -4
@@ -98,7 +98,7 @@ class Bases:
         return self.sp if parameterization == "sp" else self.mup
 
 
-def tuned(size: Size, ledger: Ledger) -> tuple[Bases | None, list[Run]]:
+def tuned(size: Size, ledger: Runs) -> tuple[Bases | None, list[Run]]:
     """The two bases, once the runs that decide them are there; else those runs."""
     start = Cell(width=size.width, steps=size.steps, sigma=0.04)
     mup, missing_mup = _descend(replace(start, alpha_in=8.0), size.axes, size, ledger)
@@ -107,7 +107,7 @@ def tuned(size: Size, ledger: Ledger) -> tuple[Bases | None, list[Run]]:
     return (None if missing else Bases(mup, sp)), missing
 
 
-def _descend(cell: Cell, axes: tuple[str, ...], size: Size, ledger: Ledger) -> tuple[Cell, list[Run]]:
+def _descend(cell: Cell, axes: tuple[str, ...], size: Size, ledger: Runs) -> tuple[Cell, list[Run]]:
     """One axis after the other: doubles and halves it until the lowest loss lies between two higher ones."""
     rate = size.start
     missing = wanted(cell, ledger, rate, size.margin)
@@ -130,16 +130,16 @@ def _changed(cell: Cell, axis: str, factor: float) -> Cell:
     return replace(cell, **changes)
 
 
-def _lowest(cell: Cell, ledger: Ledger) -> float:
-    return ledger.loss(Run(cell, _seed_zero_best(cell, ledger)))
+def _lowest(cell: Cell, ledger: Runs) -> float:
+    return loss_of(ledger, Run(cell, _seed_zero_best(cell, ledger)))
 
 
-def _seed_zero_best(cell: Cell, ledger: Ledger) -> int:
-    losses = {rate: seeds[0] for rate, seeds in ledger.losses(cell).items() if 0 in seeds}
+def _seed_zero_best(cell: Cell, ledger: Runs) -> int:
+    losses = {rate: seeds[0] for rate, seeds in losses_of(ledger, cell).items() if 0 in seeds}
     return min(losses, key=lambda rate: losses[rate])
 
 
-def around_bases(bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
+def around_bases(bases: Bases, ledger: Runs, effort: Effort) -> list[Run]:
     """Part 1: the learning-rate curves of the dense bases."""
     return _curves({base: base for base in (bases.mup, bases.sp)}, ledger, effort)
 
@@ -206,7 +206,7 @@ def efforts(size: Size) -> tuple[Effort, Effort]:
     return Effort(size.margin, 1), Effort(size.margin, size.seeds)
 
 
-def _curves(bases: Mapping[Cell, Cell], ledger: Ledger, effort: Effort) -> list[Run]:
+def _curves(bases: Mapping[Cell, Cell], ledger: Runs, effort: Effort) -> list[Run]:
     """Learning-rate curves of cells, from their base's best rate on; then seeds around the best and there."""
     found: list[Run] = []
     for cell, base in bases.items():
@@ -218,14 +218,14 @@ def _curves(bases: Mapping[Cell, Cell], ledger: Ledger, effort: Effort) -> list[
     return found
 
 
-def grid(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
+def grid(size: Size, bases: Bases, ledger: Runs, effort: Effort) -> list[Run]:
     """Parts 2 and 3: masked GPTs over density and parameterization."""
     return _curves(
         {cell: bases.of(cell.parameterization) for cell in grid_cells(size, bases)}, ledger, effort
     )
 
 
-def wide(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
+def wide(size: Size, bases: Bases, ledger: Runs, effort: Effort) -> list[Run]:
     """Part 4: wider and sparser at the same FLOPs."""
     own = {kind: replace(bases.of(kind), width=size.narrow) for kind in ("supar", "mup", "sp")}
     missing = _curves({own["mup"]: bases.mup, own["sp"]: bases.sp}, ledger, effort)
@@ -234,7 +234,7 @@ def wide(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
     return _curves({cell: own[cell.parameterization] for cell in wide_cells(size, bases)}, ledger, effort)
 
 
-def rigl(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
+def rigl(size: Size, bases: Bases, ledger: Runs, effort: Effort) -> list[Run]:
     """Part 6: RigL, with γ = 1, ½ and 0; then with the γ that those suggest."""
     first = efforts(size)[0]
     given = dict.fromkeys(rigl_cells(size, bases), bases.mup)
@@ -245,7 +245,7 @@ def rigl(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
     return _curves(given | dict.fromkeys(cells, bases.mup), ledger, effort)
 
 
-def longer(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
+def longer(size: Size, bases: Bases, ledger: Runs, effort: Effort) -> list[Run]:
     """Part 8: whether parts 2 and 3 come from the shortness of the runs. One seed."""
     own = longer_bases(size, bases)
     effort = efforts(size)[0]
@@ -255,7 +255,7 @@ def longer(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run
     return _curves({cell: own[cell.parameterization] for cell in longer_cells(size, bases)}, ledger, effort)
 
 
-def proxies(size: Size, ledger: Ledger) -> tuple[Bases | None, list[Run]]:
+def proxies(size: Size, ledger: Runs) -> tuple[Bases | None, list[Run]]:
     """Like `tuned`, for the small models of part 5."""
     return tuned(replace(size, width=size.proxy), ledger)
 
@@ -269,7 +269,7 @@ def transfer_cells(size: Size, small: Bases) -> list[Cell]:
     ]
 
 
-def transfer(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[Run]:
+def transfer(size: Size, bases: Bases, ledger: Runs, effort: Effort) -> list[Run]:
     """Part 5: tuned on a dense model a quarter as wide."""
     small, missing = proxies(size, ledger)
     if small is None:
@@ -282,7 +282,7 @@ def transfer(size: Size, bases: Bases, ledger: Ledger, effort: Effort) -> list[R
     )
 
 
-def fitted_gamma(size: Size, bases: Bases, ledger: Ledger) -> float:
+def fitted_gamma(size: Size, bases: Bases, ledger: Runs) -> float:
     """γ that would keep the optimum where the base's is, from μP's drift under RigL.
 
     μP's best rate of seed 0 moves as ρ^−γ, by least squares through the base's own; in [0.05, 1].
@@ -296,7 +296,7 @@ def fitted_gamma(size: Size, bases: Bases, ledger: Ledger) -> float:
     return round(min(1.0, max(0.05, slope)), 2)
 
 
-def cnn(size: Size, ledger: Ledger, effort: Effort) -> list[Run]:
+def cnn(size: Size, ledger: Runs, effort: Effort) -> list[Run]:
     """Part 7: the BatchNorm CNN with SGD."""
     base = cnn_base(size)
     missing = wanted(base, ledger, CNN_START, effort.margin)
@@ -309,24 +309,23 @@ PARTS = ("tune", "grid", "wide", "transfer", "rigl", "cnn", "longer")
 _OF_GPTS = {"grid": grid, "wide": wide, "transfer": transfer, "rigl": rigl, "longer": longer}
 
 
-def missing_runs(size: Size, ledger: Ledger, part: str | None = None) -> Iterator[Run]:
-    """Runs that can be started now, the most telling first.
+def wanted_runs(size: Size, ledger: Runs, part: str) -> Iterator[Run]:
+    """Missing runs of a part that can be started now, those included that it rests on.
 
     Args:
         size: How large the study is.
         ledger: Finished runs.
-        part: Only this part, and the tuning that it rests on; all when None.
+        part: One of `PARTS`.
     """
+    if part == "cnn":
+        for effort in efforts(size):
+            yield from cnn(size, ledger, effort)
+        return
     bases, missing = tuned(size, ledger)
-    if part != "cnn":
-        yield from missing
+    yield from missing
+    if bases is None:
+        return
     for effort in efforts(size):
-        if bases is not None and part != "cnn":
-            yield from around_bases(bases, ledger, effort)
-        for name in PARTS[1:]:
-            if part not in (None, name):
-                continue
-            if name == "cnn":
-                yield from cnn(size, ledger, effort)
-            elif bases is not None:
-                yield from _OF_GPTS[name](size, bases, ledger, effort)
+        yield from around_bases(bases, ledger, effort)
+        if part in _OF_GPTS:
+            yield from _OF_GPTS[part](size, bases, ledger, effort)

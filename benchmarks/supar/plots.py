@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from report import Row
+from benchmarks.study.plots import MARKERS
 
-MARKERS = "osD^vP"
+if TYPE_CHECKING:
+    from benchmarks.supar.report import Row
 
 
 def rates(rows: Sequence[Row], path: Path) -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cnn
-import plots
-import tables
-import torch
-from corpus import corpus
-from curves import Curve
-from ledger import Cell, Ledger
-from parts import (
+from benchmarks.study.document import NOT_RUN, refresh
+from benchmarks.supar import plots, tables
+from benchmarks.supar.corpus import corpus
+from benchmarks.supar.curves import Curve
+from benchmarks.supar.parts import (
+    PARTS,
     Bases,
     Size,
     cnn_base,
@@ -31,6 +27,7 @@ from parts import (
     tuned,
     wide_cells,
 )
+from benchmarks.supar.runs import Cell, Runs
 
 NAMES = {"supar": "SμPar", "mup": "μP", "sp": "SP"}
 
@@ -68,7 +65,7 @@ class Row:
         }
 
 
-def rows(cells: Sequence[tuple[str, Cell, Cell]], ledger: Ledger) -> list[Row]:
+def rows(cells: Sequence[tuple[str, Cell, Cell]], ledger: Runs) -> list[Row]:
     """Rows of (label, cell, base) that have runs."""
     found = []
     for label, cell, base in cells:
@@ -78,7 +75,7 @@ def rows(cells: Sequence[tuple[str, Cell, Cell]], ledger: Ledger) -> list[Row]:
     return found
 
 
-def collect(size: Size, ledger: Ledger) -> tuple[Bases | None, dict[str, list[Row]]]:
+def collect(size: Size, ledger: Runs) -> tuple[Bases | None, dict[str, list[Row]]]:
     """All rows, by part."""
     bases, _ = tuned(size, ledger)
     found: dict[str, list[Row]] = {}
@@ -103,7 +100,7 @@ def collect(size: Size, ledger: Ledger) -> tuple[Bases | None, dict[str, list[Ro
     return bases, found
 
 
-def _transfer_cells(size: Size, ledger: Ledger) -> list[tuple[str, Cell, Cell]]:
+def _transfer_cells(size: Size, ledger: Runs) -> list[tuple[str, Cell, Cell]]:
     small, _ = proxies(size, ledger)
     if small is None:
         return []
@@ -112,7 +109,7 @@ def _transfer_cells(size: Size, ledger: Ledger) -> list[tuple[str, Cell, Cell]]:
     return cells + [(_name(c), c, own[c.parameterization]) for c in transfer_cells(size, small)]
 
 
-def _rigl_cells(size: Size, bases: Bases, ledger: Ledger) -> list[tuple[str, Cell, Cell]]:
+def _rigl_cells(size: Size, bases: Bases, ledger: Runs) -> list[tuple[str, Cell, Cell]]:
     measured = any(cell.method == "rigl" and cell.parameterization == "mup" for cell in _cells(ledger))
     complete = measured and all(
         Curve.of(cell, ledger).points for cell in rigl_cells(size, bases) if cell.parameterization == "mup"
@@ -122,7 +119,7 @@ def _rigl_cells(size: Size, bases: Bases, ledger: Ledger) -> list[tuple[str, Cel
     return [(_gamma_name(cell), cell, bases.mup) for cell in cells]
 
 
-def _cells(ledger: Ledger) -> set[Cell]:
+def _cells(ledger: Runs) -> set[Cell]:
     return {run.cell for run, _ in ledger.items()}
 
 
@@ -140,47 +137,46 @@ def _cnn_name(cell: Cell) -> str:
     return "SμPar, rates corrected" if cell.rate_behind_norm else "SμPar, init only"
 
 
-def write(
-    size: Size, ledger: Ledger, folder: Path, document: Path | None = None, part: str | None = None
-) -> dict[str, Any]:
-    """Writes `summary.json` and the plots, and refreshes the tables of a document.
+def write(size: Size, ledger: Runs, folder: Path, document: Path | None) -> dict[str, Any]:
+    """Writes the plots, and refreshes the tables of a document.
 
     Args:
         size: Of the study.
         ledger: Its runs.
         folder: Where to write.
-        document: Markdown with lines `<!-- table: PART -->` and `<!-- end -->`; what is between is replaced.
-        part: Draw the plots of this part only.
+        document: Markdown with places for the tables.
 
     Returns:
-        The summary.
+        What the summary says.
     """
     bases, found = collect(size, ledger)
-    summary: dict[str, Any] = {
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "text": corpus().digest,
-            "images": list(cnn.images().train.shape),
-        },
-        "size": asdict(size),
-        "runs": len(ledger),
-        "cpu_hours_of_runs": round(sum(result["seconds"] for _, result in ledger.items()) / 3600, 2),
+    for name, rows_ in found.items():
+        if rows_:
+            plots.rates(rows_, folder / f"{name}_rates.png")
+            plots.optima(rows_, folder / f"{name}_optima.png")
+    if document is not None:
+        refresh(document, contents(size, ledger, found, folder.name))
+    return {
+        "text": corpus().digest,
+        "cpu_minutes": round(sum(_spent(result) for _, result in ledger.items()) / 60, 1),
         "bases": None if bases is None else {"mup": asdict(bases.mup), "sp": asdict(bases.sp)},
         "largest_shift": {name: _largest_shifts(rows_) for name, rows_ in found.items()},
         **{name: [row.to_json() for row in rows_] for name, rows_ in found.items()},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    for name, rows_ in found.items():
-        if rows_ and part in (None, name):
-            plots.rates(rows_, folder / f"{name}_rates.png")
-            plots.optima(rows_, folder / f"{name}_optima.png")
-    if document is not None and document.exists():
-        written = {name: _section(name, rows_, folder.name) for name, rows_ in found.items()}
-        written |= {f"{name} losses": tables.losses(rows_) for name, rows_ in found.items()}
-        _refresh(document, written | {"tune": tables.tuning(size, ledger)})
-    return summary
+
+
+def contents(size: Size, ledger: Runs, found: Mapping[str, Sequence[Row]], folder: str) -> dict[str, str]:
+    """The tables of the document, by their places; the plots that they are shown with lie in `folder`."""
+    written = {name: _section(name, found.get(name, []), folder) for name in PARTS[1:]}
+    return written | {
+        "grid losses": tables.losses(found.get("grid", [])),
+        "tune": tables.tuning(size, ledger),
+    }
+
+
+def _spent(result: Mapping[str, Any]) -> float:
+    """Seconds of processor time; of the clock, which is about the same, where the run recorded no other."""
+    return float(result.get("cpu_seconds", result["seconds"]))
 
 
 def _largest_shifts(found: list[Row]) -> dict[str, int]:
@@ -193,14 +189,5 @@ def _largest_shifts(found: list[Row]) -> dict[str, int]:
 
 def _section(name: str, found: Sequence[Row], folder: str) -> str:
     if not found:
-        return "Not run yet."
+        return NOT_RUN
     return f"{tables.cells(found)}\n\n![loss against learning rate]({folder}/{name}_rates.png)"
-
-
-def _refresh(document: Path, written: dict[str, str]) -> None:
-    text = document.read_text()
-    for part, content in written.items():
-        head, mark, rest = text.partition(f"<!-- table: {part} -->\n")
-        if mark:
-            text = f"{head}{mark}\n{content}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
-    document.write_text(text)

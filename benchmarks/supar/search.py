@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from ledger import DIVERGED, Cell, Ledger, Run
+from benchmarks.supar.runs import DIVERGED, Cell, Run, Runs, losses_of
 
 LOWEST, HIGHEST = -14, 1
 
 
-def wanted(cell: Cell, ledger: Ledger, start: int, margin: int, also: Sequence[int] = ()) -> list[Run]:
+def wanted(cell: Cell, ledger: Runs, start: int, margin: int, also: Sequence[int] = ()) -> list[Run]:
     """Runs of seed 0 until the best rate has `margin` measured neighbours on either side.
 
     Args:
@@ -37,17 +37,17 @@ def wanted(cell: Cell, ledger: Ledger, start: int, margin: int, also: Sequence[i
     return _missing(cell, rates, ledger)
 
 
-def _missing(cell: Cell, rates: Iterable[int], ledger: Ledger) -> list[Run]:
+def _missing(cell: Cell, rates: Iterable[int], ledger: Runs) -> list[Run]:
     inside = sorted(rate for rate in rates if LOWEST <= rate <= HIGHEST)
     return [run for rate in inside if (run := Run(cell, rate)) not in ledger]
 
 
-def _curve(cell: Cell, ledger: Ledger) -> dict[int, float]:
+def _curve(cell: Cell, ledger: Runs) -> dict[int, float]:
     """Loss of seed 0 by log2 of the rate."""
-    return {rate: seeds[0] for rate, seeds in ledger.losses(cell).items() if 0 in seeds}
+    return {rate: seeds[0] for rate, seeds in losses_of(ledger, cell).items() if 0 in seeds}
 
 
-def best_rate(cell: Cell, ledger: Ledger) -> int:
+def best_rate(cell: Cell, ledger: Runs) -> int:
     """log2 of the best rate: by the mean over seeds once the best of seed 0 and two others have them all.
 
     While seeds are still being added, the rates that happen to have more of them say nothing.
@@ -55,7 +55,7 @@ def best_rate(cell: Cell, ledger: Ledger) -> int:
     Raises:
         ValueError: Nothing was run.
     """
-    losses = ledger.losses(cell)
+    losses = losses_of(ledger, cell)
     curve = _curve(cell, ledger)
     first = min(curve, key=lambda rate: curve[rate])
     most = max(len(seeds) for seeds in losses.values())
@@ -65,13 +65,13 @@ def best_rate(cell: Cell, ledger: Ledger) -> int:
     return min(means, key=lambda rate: means[rate])
 
 
-def more_seeds(cell: Cell, ledger: Ledger, seeds: int, also: Sequence[int] = ()) -> list[Run]:
+def more_seeds(cell: Cell, ledger: Runs, seeds: int, also: Sequence[int] = ()) -> list[Run]:
     """Runs of seeds 0 … seeds − 1 at the best rate and one factor of 2 to either side of it.
 
     The best is looked for among the rates that have all seeds, once there are any; where it then lies at
     their edge, the next rate is wanted too.
     """
-    losses = ledger.losses(cell)
+    losses = losses_of(ledger, cell)
     if not losses:
         return []
     centre = best_rate(cell, ledger)

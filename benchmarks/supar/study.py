@@ -1,112 +1,77 @@
-"""Does SμPar keep the tuned learning rate where it is, while the density falls?
-
-    python benchmarks/supar/study.py [--quick] [--part NAME] [--workers 2] [-o docs/results/supar]
-
-Trains small GPTs on bytes of Python's standard library, and a BatchNorm CNN on Fashion-MNIST (Debian's
-package dataset-fashion-mnist). Every finished run is one line of `runs.jsonl` in the output folder; started
-again, the study skips what is there. At the end it writes `summary.json`, the tables and the plots. `--quick`
-runs everything at a toy size in a minute. `--report` writes summary and plots from the runs that are there.
-"""
+"""The study of SμPar: its size, its parts, what a run costs."""
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import sys
-import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from ledger import Ledger, Run
-from parts import PARTS, QUICK, Size, missing_runs
-from report import write
-from training import execute
+from benchmarks.study.engine import Study
+from benchmarks.supar import parts, report
+from benchmarks.supar.parts import PARTS, Size
+from benchmarks.supar.runs import Run, Runs
+from benchmarks.supar.training import execute
 
-HERE = Path(__file__).resolve().parent
-OUTPUT = HERE.parents[1] / "docs" / "results" / "supar"
+CNN_MILLISECONDS = 34.0
+GPT_MILLISECONDS = 15.0
+"""Of a step of 8 windows at width 64; the cost grows a little more slowly than width to the power 3/2."""
+RIGL_COST = 1.3
+AT_ONCE = 2.0
+EXPECTED = {"gpt": -8, "cnn": -4}
 
 
-def _prepare_worker() -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+@dataclass(frozen=True)
+class Supar(Study[Run]):
+    """Learning-rate curves over densities, widths and parameterizations.
 
-
-class Study:
-    """Runs parts on worker processes until none of them wants another run.
-
-    Args:
-        size: How large it is.
-        ledger: Finished runs.
-        workers: Processes, one thread each; 0 trains in this one.
+    Attributes:
+        size: How large the study is.
     """
 
-    def __init__(self, size: Size, ledger: Ledger, workers: int) -> None:
-        self.size, self.ledger, self.workers = size, ledger, workers
-        self._began = time.monotonic()
+    size: Size = field(default_factory=Size)
 
-    def run(self, part: str | None = None) -> None:
-        """Trains all that is missing, of one part or of all; later parts fill the gaps of earlier ones."""
-        if self.workers == 0:
-            _prepare_worker()
-            while run := next(missing_runs(self.size, self.ledger, part), None):
-                self.ledger.add(run, execute(run))
-                self._say(run)
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, context, _prepare_worker) as pool:
-            busy: dict[Future[dict[str, Any]], Run] = {}
-            while True:
-                self._submit(pool, busy, part)
-                if not busy:
-                    return
-                for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                    run = busy.pop(future)
-                    self.ledger.add(run, future.result())
-                    self._say(run)
+    kind = Run
+    parts = PARTS
 
-    def _submit(
-        self, pool: ProcessPoolExecutor, busy: dict[Future[dict[str, Any]], Run], part: str | None
-    ) -> None:
-        while len(busy) < self.workers:
-            taken = set(busy.values())
-            missing = missing_runs(self.size, self.ledger, part)
-            run = next((run for run in missing if run not in taken), None)
-            if run is None:
-                return
-            busy[pool.submit(execute, run)] = run
+    def wanted(self, ledger: Runs, part: str) -> Iterator[Run]:
+        """What a part's curves still need; first the tuning that they rest on."""
+        return parts.wanted_runs(self.size, ledger, part)
 
-    def _say(self, run: Run) -> None:
-        cell, minutes = run.cell, (time.monotonic() - self._began) / 60
-        print(
-            f"{minutes:6.1f} min  {len(self.ledger):4d} runs  {cell.model} {cell.family} {cell.method} "
-            f"1/{1 / cell.density:g} {cell.parameterization} γ {cell.gamma:g} σ {cell.sigma:g} "
-            f"α {cell.alpha_in:g}/{cell.alpha_out:g} d {cell.width} lr 2^{run.log2_lr} seed {run.seed}: "
-            f"{self.ledger.loss(run):.4f}",
-            file=sys.stderr,
-            flush=True,
+    def execute(self, run: Run) -> dict[str, Any]:
+        """Trains one run."""
+        return execute(run)
+
+    def seconds(self, run: Run) -> float:
+        """From the time of steps on a 2.5 GHz Xeon core."""
+        cell = run.cell
+        if cell.model == "cnn":
+            return AT_ONCE + cell.steps * CNN_MILLISECONDS / 1000
+        widening = cell.density**-0.5 if cell.family == "wide" else 1.0
+        step = GPT_MILLISECONDS * (cell.width * widening / 64) ** 1.4 * cell.batch / 8
+        return AT_ONCE + float(cell.steps * step / 1000 * (RIGL_COST if cell.method == "rigl" else 1.0))
+
+    def pretended(self, run: Run) -> dict[str, Any]:
+        """A loss on a parabola, so that the searches end where most of them do."""
+        return {"loss": 2.0 + 0.01 * (run.log2_lr - EXPECTED[run.cell.model]) ** 2}
+
+    def label(self, run: Run) -> str:
+        """All settings that vary, rate, seed."""
+        cell = run.cell
+        return (
+            f"{cell.model} {cell.family} {cell.method} 1/{1 / cell.density:g} {cell.parameterization} "
+            f"γ {cell.gamma:g} σ {cell.sigma:g} α {cell.alpha_in:g}/{cell.alpha_out:g} d {cell.width} "
+            f"lr 2^{run.log2_lr} seed {run.seed}"
         )
 
+    def outcome(self, result: Mapping[str, Any]) -> str:
+        """Validation loss, or that it diverged."""
+        return "diverged" if result["loss"] is None else f"{result['loss']:.4f} nats"
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the study and writes its summary."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a toy size, in a minute")
-    parser.add_argument("--part", choices=PARTS)
-    parser.add_argument("--report", action="store_true", help="train nothing; summary, tables and plots only")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
-    args = parser.parse_args(arguments)
-    size = QUICK if args.quick else Size()
-    ledger = Ledger(args.output / ("quick.jsonl" if args.quick else "runs.jsonl"))
-    if not args.report:
-        Study(size, ledger, args.workers).run(args.part)
-    document = None if args.quick else args.output.with_suffix(".md")
-    write(size, ledger, args.output / "quick" if args.quick else args.output, document, args.part)
+    def report(self, ledger: Runs, folder: Path, document: Path | None) -> dict[str, Any]:
+        """Curves, optima and losses of every part."""
+        return report.write(self.size, ledger, folder, document)
 
 
-if __name__ == "__main__":
-    main()
+QUICK = Supar(parts.QUICK)
+FULL = Supar()

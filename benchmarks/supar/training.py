@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
-import cnn
-import gpt
 import torch
 import torch.nn.functional as F
-from corpus import corpus, windows
-from ledger import Cell, Run
 from torch import Tensor, nn
 
 import sparsify
+from benchmarks.study.images import evaluate, images
+from benchmarks.study.models import IMAGE, ResNet
+from benchmarks.study.training import Linear, train
+from benchmarks.supar import gpt
+from benchmarks.supar.corpus import corpus, windows
+from benchmarks.supar.runs import Cell, Run
 from sparsify.graph.traced import Traced
 from sparsify.scaling import Parameterization
 
@@ -31,23 +32,27 @@ GPT_DECAY = 0.1
 CNN_DECAY = 5e-4
 MOMENTUM = 0.9
 
+TRAINED, TESTED = 20000, 2000
+"""Images of the CNN."""
+
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 def execute(run: Run) -> dict[str, Any]:
     """Trains and evaluates; returns `loss`, None where it diverged, and what else is worth keeping."""
-    started = time.perf_counter()
-    model = build(run.cell, run.seed)
+    model, steps = build(run.cell, run.seed), run.cell.steps
     optimizer = make_optimizer(model, run)
-    batches, evaluate = _text(run) if run.cell.model == "gpt" else _images(run)
-    train_loss = _train(model, optimizer, run, batches)
-    finite = math.isfinite(train_loss)
-    measured = evaluate(model) if finite else {"loss": None}
+    batches, tested = _text(run) if run.cell.model == "gpt" else _images(run)
+    if run.cell.method == "rigl":
+        with warnings.catch_warnings():
+            # What it warns of, rates that are too large under the full correction, is what is measured.
+            warnings.simplefilter("ignore", UserWarning)
+            sparsify.dst.RigL(model, optimizer, total_steps=steps, update_every=UPDATE_EVERY)
+    loss = train(model, optimizer, batches, Linear(steps, WARMUP), clip=CLIP)
     return {
-        **measured,
-        "train_loss": train_loss if finite else None,
+        **({"loss": None} if loss is None else tested(model)),
+        "train_loss": loss,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seconds": round(time.perf_counter() - started, 1),
     }
 
 
@@ -80,7 +85,9 @@ def _proxy(cell: Cell) -> nn.Module | None:
 
 def _base(cell: Cell, seed: int) -> nn.Module:
     if cell.model == "cnn":
-        return cnn.build(cell.width, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return ResNet(cell.width)
     model = gpt.GPT(gpt.GPTShape(width=cell.width), cell.alpha_in, cell.alpha_out)
     gpt.initialise(model, cell.sigma, seed)
     return model
@@ -96,7 +103,7 @@ def _spread(cell: Cell) -> dict[str, float] | None:
 def _traced(model: str, width: int, sigma: float, alpha_in: float, alpha_out: float) -> Traced:
     """The trace of a base, kept: only widths and multipliers are read from it, and σ of the embeddings."""
     cell = Cell(model=model, width=width, sigma=sigma, alpha_in=alpha_in, alpha_out=alpha_out)
-    example = torch.zeros(2, gpt.GPTShape().length, dtype=torch.long) if model == "gpt" else cnn.EXAMPLE
+    example = torch.zeros(2, gpt.GPTShape().length, dtype=torch.long) if model == "gpt" else IMAGE
     return sparsify.trace(_base(cell, 0), (example,))
 
 
@@ -108,31 +115,6 @@ def make_optimizer(model: nn.Module, run: Run) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)
     groups = sparsify.param_groups(model, lr=lr, weight_decay=CNN_DECAY, optimizer="sgd")
     return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM)
-
-
-def _train(model: nn.Module, optimizer: torch.optim.Optimizer, run: Run, batches: Batches) -> float:
-    """Linear warm-up over a tenth of the steps, then linear decay to 0; mean loss of the last tenth."""
-    steps = run.cell.steps
-    warmup = max(1, int(WARMUP * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-    )
-    if run.cell.method == "rigl":
-        sparsify.dst.RigL(model, optimizer, total_steps=steps, update_every=UPDATE_EVERY)
-    model.train()
-    last: list[float] = []
-    for _ in range(steps):
-        inputs, targets = next(batches)
-        loss = F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
-        last = [*last[-max(1, steps // 10) + 1 :], loss.item()]
-        if not math.isfinite(last[-1]):
-            return math.nan
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        schedule.step()
-    return sum(last) / len(last)
 
 
 def _text(run: Run) -> tuple[Batches, Callable[[nn.Module], dict[str, Any]]]:
@@ -150,7 +132,7 @@ def _text(run: Run) -> tuple[Batches, Callable[[nn.Module], dict[str, Any]]]:
         inputs, targets = windows(text.validation, EVALUATION_WINDOWS, length, generator)
         losses = [
             float(F.cross_entropy(model(x).flatten(0, 1), y.flatten()))
-            for x, y in zip(inputs.split(32), targets.split(32), strict=True)
+            for x, y in zip(torch.split(inputs, 32), torch.split(targets, 32), strict=True)
         ]
         loss = sum(losses) / len(losses)
         return {"loss": loss if math.isfinite(loss) else None}
@@ -159,20 +141,16 @@ def _text(run: Run) -> tuple[Batches, Callable[[nn.Module], dict[str, Any]]]:
 
 
 def _images(run: Run) -> tuple[Batches, Callable[[nn.Module], dict[str, Any]]]:
-    data = cnn.images()
+    data = images()
 
     def batches() -> Batches:
         generator = torch.Generator().manual_seed(1000 + run.seed)
         while True:
-            picked = torch.randint(0, data.train.shape[0], (run.cell.batch,), generator=generator)
+            picked = torch.randint(0, TRAINED, (run.cell.batch,), generator=generator)
             yield data.train[picked], data.train_labels[picked]
 
-    @torch.no_grad()
-    def evaluate(model: nn.Module) -> dict[str, Any]:
-        model.eval()
-        logits = torch.cat([model(x) for x in data.test.split(250)])
-        loss = float(F.cross_entropy(logits, data.test_labels))
-        accuracy = float((logits.argmax(1) == data.test_labels).float().mean())
-        return {"loss": loss if math.isfinite(loss) else None, "accuracy": accuracy}
+    def tested(model: nn.Module) -> dict[str, Any]:
+        found = evaluate(model, TESTED)
+        return {"loss": found["loss"], "accuracy": cast(float, found["accuracy"]) / 100}
 
-    return batches(), evaluate
+    return batches(), tested

@@ -1,15 +1,11 @@
-"""The scripts of a study import one another as they do when they are run: by the folder that they lie in."""
+"""What studies leave behind in the process that they run in."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "supar"))
 
 
 @pytest.fixture(scope="module", autouse=True)

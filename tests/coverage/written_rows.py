@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.coverage import written
+from tests.coverage import written_sequences as plain
 from tests.coverage.rows import Row, features, images, sequence, tokens
 
 
@@ -26,38 +27,48 @@ ROWS = (
     ),
     Row("waveform", written.Waveform, features(1, 32)),
     Row("volume", written.Volume, features(2, 4, 8, 8)),
-    Row("recurrent", written.Recurrent, sequence(6), refused=(("recurrent", "lstm"), ("recurrent", "gru"))),
+    Row(
+        "recurrent",
+        plain.Recurrent,
+        sequence(6),
+        refused=(("recurrent", "lstm"), ("recurrent", "gru")),
+    ),
     Row(
         "cells",
-        written.Cells,
+        plain.Cells,
         features(6),
         refused=(("recurrent", "lstm"), ("recurrent", "gru"), ("recurrent", "rnn")),
     ),
     Row(
         "recommender",
-        written.Recommender,
+        plain.Recommender,
         _recommendation,
         refused=(("embedding", "bags.0"), ("embedding", "bags.1")),
     ),
-    Row("text-bags", written.TextBags, tokens(mask=False), refused=(("embedding", "bag"),)),
+    Row("text-bags", plain.TextBags, tokens(mask=False), refused=(("embedding", "bag"),)),
     Row(
         "tied-autoencoder",
-        written.TiedAutoencoder,
+        plain.TiedAutoencoder,
         lambda batch, length: ((torch.randint(40, (batch, length)),), {}),
         nothing=("parallel/*", "factorized/*", "doped/*"),
     ),
-    Row("called-twice", written.CalledTwice, sequence(12)),
-    Row("raw-parameters", written.RawParameters, images(8), refused=(("computed-weight", "third"),)),
-    Row("attention", written.Attention, sequence(10), refused=(("computed-weight", "cross.in_proj_weight"),)),
-    Row("one-head", written.OneHead, sequence(6)),
-    Row("sizes-as-values", written.SizesAsValues, sequence(6)),
-    Row("mixer", written.Mixer, images()),
+    Row("called-twice", plain.CalledTwice, sequence(12)),
+    Row("raw-parameters", plain.RawParameters, images(8), refused=(("computed-weight", "third"),)),
+    Row(
+        "attention",
+        plain.Attention,
+        sequence(10),
+        refused=(("computed-weight", "cross.in_proj_weight"),),
+    ),
+    Row("one-head", plain.OneHead, sequence(6)),
+    Row("sizes-as-values", plain.SizesAsValues, sequence(6)),
+    Row("mixer", plain.Mixer, images()),
     Row(
         "experts",
-        written.Experts,
+        plain.Experts,
         sequence(6),
         refused=(("computed-weight", "up"), ("computed-weight", "down")),
     ),
-    Row("spectral", written.Spectral, sequence(6), refused=(("fourier", ""),)),
+    Row("spectral", plain.Spectral, sequence(6), refused=(("fourier", ""),)),
     Row("nameless", written.nameless, images()),
 )

@@ -1,0 +1,174 @@
+"""What a product needs of the machine at least, and so what bounds it.
+
+Every resource alone and perfectly used gives a time; the longest is the ceiling of a product, and the sum
+over its products that of a network. What is between products (norms, activations, attention's softmax) is not
+in it, so a network's share tells the worst that can be said of its products.
+
+- FMA: the multiply-adds of non-zeros (of all entries where a product is dense).
+- load ports: loads of whole registers in the panel form of the sparse kernels: for every entry one of its
+  input for each group of columns, one broadcast for each of the R weights that share it, ¼ of an offset.
+- L2: sums that wait between tiles of inputs, and inputs packed into panels, written and read once.
+- L3 or memory, or wherever a set of that size comes from: weights, inputs and outputs once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.cpu.machine import Machine
+from sparsify.runtime.node_profile import Product, SparseWeight, product_of
+
+TILE_FLOATS = 112 * 64
+FEW_ROWS = 6
+_MOST_GROUPS, _MOST_GROUPS_OF_BLOCKS = 4, 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """Needs of one product, or of several equal ones.
+
+    Attributes:
+        flops: Floating-point operations.
+        loads: Loads of whole registers, beside the reading of weights.
+        near: Bytes that go through the second cache.
+        far: Bytes of weights, inputs and outputs.
+        count: How many products are like this.
+    """
+
+    flops: float
+    loads: float
+    near: float
+    far: float
+    count: int = 1
+
+    def seconds(self, machine: Machine, size: int) -> dict[str, float]:
+        """Least seconds by resource, for all of them.
+
+        Args:
+            machine: Its rates.
+            size: Bytes that are passed over again and again: of a network, all its weights.
+        """
+        near = 3 * machine.caches["L2"] // 8 * machine.threads
+        times = {
+            "FMA": self.flops / machine.peak,
+            "load ports": self.loads / machine.loads if machine.loads else 0.0,
+            "L2": self.near / machine.bandwidth(near),
+            machine.level(size): 0.0,
+        }
+        times[machine.level(size)] += self.far / machine.bandwidth(size)
+        return {name: 1e-9 * self.count * value for name, value in times.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The least time of one or more products.
+
+    Attributes:
+        seconds: That time.
+        resource: What bounds most of it.
+        share: How much of it that is.
+    """
+
+    seconds: float
+    resource: str
+    share: float
+
+
+def ceiling(works: Iterable[Work], machine: Machine, size: int) -> Ceiling:
+    """What bounds products that run one after the other."""
+    bounds: Counter[str] = Counter()
+    for work in works:
+        times = work.seconds(machine, size)
+        resource = max(times, key=times.__getitem__)
+        bounds[resource] += times[resource]  # type: ignore[assignment]
+    total = sum(bounds.values())
+    if not total:
+        return Ceiling(0.0, "–", 0.0)
+    resource = max(bounds, key=bounds.__getitem__)
+    return Ceiling(total, resource, bounds[resource] / total)
+
+
+def from_json(data: Iterable[Mapping[str, Any]]) -> list[Work]:
+    """What a list of `Work.to_json` was."""
+    return [Work(**entry) for entry in data]
+
+
+def block_rows(layout: str | None) -> int:
+    """Outputs that share a stored input in a layout."""
+    return int(layout.removeprefix("blocks-")) if layout and layout.startswith("blocks-") else 1
+
+
+def sparse_work(
+    shape: tuple[int, ...],
+    nonzeros: int,
+    nbytes: int,
+    columns: int,
+    layout: str,
+    *,
+    vector: int,
+    moved: float,
+) -> Work:
+    """Needs of a sparse product.
+
+    Args:
+        shape: Dense shape of the weight, outputs first.
+        nonzeros: Weights stored.
+        nbytes: Bytes of the packed weight.
+        columns: Rows of activations, or output pixels.
+        layout: Packed layout.
+        vector: Bytes of a register.
+        moved: Bytes of inputs and outputs.
+    """
+    flops, far = 2.0 * nonzeros * columns, float(nbytes + moved)
+    if len(shape) == 2 and columns <= FEW_ROWS:
+        return Work(flops, nbytes / vector, 0.0, far)
+    rows, lanes = block_rows(layout), vector // 4
+    most = _MOST_GROUPS_OF_BLOCKS if rows >= 8 else _MOST_GROUPS
+    panels = math.ceil(columns / (most * lanes))
+    groups = math.ceil(columns / panels / lanes)
+    loads = nonzeros / rows * panels * (groups + rows + 0.25)
+    inputs = math.prod(shape[1:])
+    tiles = math.ceil(inputs / (TILE_FLOATS / (groups * lanes)))
+    waiting = 2 * (tiles - 1) * shape[0] * columns * 4
+    return Work(flops, loads, float(waiting + 2 * inputs * columns * 4), far)
+
+
+def work_of(
+    rows: Iterable[Mapping[str, Any]], weights: Mapping[str, SparseWeight], vector: int
+) -> list[Work]:
+    """Needs of the products of a profiled network; equal ones together.
+
+    Args:
+        rows: Rows of `Session.profile`.
+        weights: Weights of its sparse nodes.
+        vector: Bytes of a register.
+    """
+    found: Counter[Work] = Counter()
+    for row in rows:
+        product = product_of(row, weights)
+        if product is not None:
+            found[_work(product, weights.get(row["node"]), vector)] += 1
+    return [Work(**{**asdict(work), "count": count}) for work, count in found.items()]
+
+
+def _work(product: Product, sparse: SparseWeight | None, vector: int) -> Work:
+    if sparse is None:
+        return Work(product.flops, 0.0, 0.0, product.nbytes)
+    moved = product.nbytes - sparse.nbytes
+    return sparse_work(
+        product.weight,
+        sparse.nonzeros,
+        sparse.nbytes,
+        product.columns,
+        sparse.layout,
+        vector=vector,
+        moved=moved,
+    )

@@ -72,7 +72,7 @@ bool PrefersFlat(const FlatShape& shape, const Geometry& g, int block_rows, int6
   const double wanted = static_cast<double>(Registers(images * g.pixels()));
   return block_rows >= kFewestBlockRows &&
          static_cast<double>(shape.tile.floats) <= kLargestTile * gathered &&
-         shape.tile.floats <= kTileFloats &&
+         shape.tile.floats <= kFlatTileFloats &&
          static_cast<double>(images * Registers(shape.columns)) <= kMostColumns * wanted;
 }
 

@@ -19,7 +19,8 @@ int64_t UsefulDepth(const Matrix& matrix) {
 }
 
 int64_t TileDepth(const Matrix& matrix, int64_t spacing) {
-  int64_t longest = std::min(kTileFloats / spacing, kMostInputs);
+  const int64_t floats = matrix.block_rows >= 4 ? kBlockTileFloats : kTileFloats;
+  int64_t longest = std::min(floats / spacing, kMostInputs);
   if (matrix.block_rows == 1) longest = std::min(longest, UsefulDepth(matrix));
   const int64_t tiles = (matrix.columns + longest - 1) / longest;
   const int64_t even = (matrix.columns + tiles - 1) / tiles;
@@ -29,7 +30,7 @@ int64_t TileDepth(const Matrix& matrix, int64_t spacing) {
 // Whole channels, about as many in every tile.
 int64_t FlatDepth(const Matrix& matrix, const FlatTile& flat) {
   const int64_t taps = static_cast<int64_t>(flat.taps.size()), channels = matrix.columns / taps;
-  const int64_t most = std::max<int64_t>(1, kTileFloats / flat.floats);
+  const int64_t most = std::max<int64_t>(1, kFlatTileFloats / flat.floats);
   const int64_t tiles = (channels + most - 1) / most;
   return (channels + tiles - 1) / tiles * taps;
 }

@@ -19,8 +19,11 @@ namespace csr {
 // busy, and narrow tiles are long: the waiting sums are moved less often.
 constexpr int MostGroups(int block_rows) { return block_rows >= 8 ? 2 : kMaxGroups; }
 
-// 28 KB, which leaves a 32 KB cache room for what streams past.
+// 28 KB, which leaves a 32 KB cache room for what streams past; blocks of outputs stream less. Of a flat tile
+// every line is read many times in a row, and more tiles cost less than lines that fall out of the cache.
 constexpr int64_t kTileFloats = 112 * kPanelColumns;
+constexpr int64_t kBlockTileFloats = 128 * kPanelColumns;
+constexpr int64_t kFlatTileFloats = 56 * kPanelColumns;
 
 // How the inputs (channel, tap) of a convolution lie in a tile of flattened rows (see conv_flat.h).
 struct FlatTile {

@@ -61,9 +61,10 @@ __device__ inline void LoadValues(const Weight& weight, int64_t i, float* to) {
   for (int n = 0; n < N; ++n) to[n] = FromHalf(pack.at[n], bfloat16);
 }
 
-// NaN passes through relu and clip, as it does on the CPU.
-__device__ inline float Activate(const Ending& ending, float x) {
-  switch (static_cast<Activation>(ending.activation)) {
+// NaN passes through relu and clip, as it does on the CPU. A call and not inlined: a kernel has up to 32
+// places for it.
+__device__ __noinline__ inline float Activate(int32_t activation, float low, float high, float x) {
+  switch (static_cast<Activation>(activation)) {
     case Activation::kRelu:
       return x < 0.0f ? 0.0f : x;
     case Activation::kGelu:
@@ -73,7 +74,7 @@ __device__ inline float Activate(const Ending& ending, float x) {
     case Activation::kSilu:
       return x / (1.0f + expf(-x));
     case Activation::kClip:
-      return x < ending.low ? ending.low : x > ending.high ? ending.high : x;
+      return x < low ? low : x > high ? high : x;
     default:
       return x;
   }
@@ -83,7 +84,10 @@ __device__ inline float Activate(const Ending& ending, float x) {
 __device__ inline void Finish(const Ending& ending, float sum, int row, int64_t place, float* y) {
   if (ending.bias != nullptr) sum += ending.bias[row];
   if (ending.residual != nullptr) sum += ending.residual[place];
-  y[place] = Activate(ending, sum);
+  if (ending.activation != static_cast<int32_t>(Activation::kNone)) {
+    sum = Activate(ending.activation, ending.low, ending.high, sum);
+  }
+  y[place] = sum;
 }
 
 }  // namespace sparsify::cuda

@@ -5,10 +5,9 @@
 
 namespace sparsify::cuda {
 
-// Blocks of a multiprocessor that the registers of a convolution must leave room for: 64 registers a thread,
-// or 128.
-template <int R>
-inline constexpr int kConvBlocks = R == 16 ? 2 : 4;
+// Blocks of a multiprocessor that the registers of a convolution must leave room for: up to 128 registers a
+// thread.
+inline constexpr int kConvBlocks = 2;
 
 #define SPARSIFY_CUDA_KERNELS(R)                                                                         \
   extern "C" __global__ void __launch_bounds__(kGatherWarps* kLanes) gather_##R##_1(LinearArguments a) { \
@@ -23,11 +22,11 @@ inline constexpr int kConvBlocks = R == 16 ? 2 : 4;
   extern "C" __global__ void __launch_bounds__(kTileWarps<R>* kLanes) tile_##R##_2(LinearArguments a) {  \
     LinearTile<R, 2>(a);                                                                                 \
   }                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(kConvWarps* kLanes, kConvBlocks<R>)                       \
+  extern "C" __global__ void __launch_bounds__(kConvWarps* kLanes, kConvBlocks)                          \
       conv_##R##_1(ConvArguments a) {                                                                    \
     Conv<R, 1>(a);                                                                                       \
   }                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(kConvWarps* kLanes, kConvBlocks<R>)                       \
+  extern "C" __global__ void __launch_bounds__(kConvWarps* kLanes, kConvBlocks)                          \
       conv_##R##_2(ConvArguments a) {                                                                    \
     Conv<R, 2>(a);                                                                                       \
   }

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.archive import wrap
 from sparsify.lowering.magnitude import cut
-from sparsify.pattern_rules import parse_rule
+from sparsify.pattern_rules import PatternRule, UnstructuredRule, parse_rule
 
 TOKENS = 128
+Array = np.ndarray[Any, np.dtype[Any]]
 _OLDEST_READER = 9
 """Version of the file format that engines of 2024 read."""
 
@@ -169,11 +170,21 @@ def cut_model(model: onnx.ModelProto, sparsity: float, *, pattern: str, ends_den
         outputs_first = weight.T if inputs_first else weight
         if rule.refusal(outputs_first.shape) is not None:
             continue
-        thin = cut(np.ascontiguousarray(outputs_first), rule, 1 - sparsity)
+        thin = _thinned(np.ascontiguousarray(outputs_first), rule, 1 - sparsity)
         kept = numpy_helper.from_array(np.ascontiguousarray(thin.T if inputs_first else thin), tensor.name)
         tensor.CopyFrom(kept)
         done += 1
     return done
+
+
+def _thinned(weight: Array, rule: PatternRule, density: float) -> Array:
+    """The weight without its smallest entries; unstructured ones without sorting all."""
+    if not isinstance(rule, UnstructuredRule):
+        return cut(weight, rule, density)
+    count = weight.size - rule.count(weight.shape, density)
+    flat = weight.reshape(-1).copy()
+    flat[np.argpartition(np.abs(flat), count)[:count]] = 0
+    return flat.reshape(weight.shape)
 
 
 def _layers(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, bool]]:

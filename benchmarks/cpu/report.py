@@ -152,23 +152,30 @@ def iso_table(ledger: Ledger[Cell]) -> str:
 
 
 def bytes_table(ledger: Ledger[Cell]) -> str:
-    """Bytes of sparse layers over their dense ones."""
-    lines = []
+    """Bytes of sparse layers over their dense ones: a row a layout and number type."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows(ledger, "bytes"):
-        memory = row.values["memory"]
-        worst = row.values["file"] if memory is None else max(memory, row.values["file"])
-        layout = "" if row.values["layout"] == "chosen" else f", {row.values['layout']}"
+        key = (row.cell.model, row.cell.pattern, row.values["layout"], row.values["dtype"])
+        groups.setdefault(key, []).append(row)
+    lines = []
+    for (model, pattern, layout, dtype), found in groups.items():
+        first = min(found, key=lambda row: row.batch)
+        file, one = float(first.values["file"]), first.values["memory"]
+        more = [row.values["memory"] for row in found if row is not first]
+        known = [share for share in (file, one, *more) if share is not None]
         lines.append(
             [
-                f"{row.cell.model}, {row.cell.pattern}{layout}, {row.values['dtype']}",
-                str(row.batch),
-                f"{row.values['file']:.3f}",
-                "–" if memory is None else f"{memory:.3f}",
+                f"{model}, {pattern}{'' if layout == 'chosen' else f', {layout}'}, {dtype}",
+                f"{file:.3f}",
+                _share(one),
+                _share(max(more, default=None, key=lambda share: share or 0.0)),
                 _limits(targets.BYTES),
-                targets.judged(worst, targets.BYTES, least=False),
+                targets.judged(file, targets.BYTES, least=False),
+                targets.judged(max(known), targets.BYTES, least=False),
             ]
         )
-    return table(["weights, 90 %", "batch", "file", "memory", "at most / goal", "both met"], lines)
+    head = ["weights, 90 %", "file", "memory, batch 1", "larger batches", "at most / goal", "file", "memory"]
+    return table(head, lines)
 
 
 def slower_table(ledger: Ledger[Cell]) -> str:
@@ -226,6 +233,10 @@ def _ceiling(row: Row) -> list[str]:
         return ["–"] * 3
     share = "" if row.ceiling.share > 0.995 else f" ({row.ceiling.share:.0%} of it)"
     return [f"{row.ceiling.resource}{share}", f"{1e3 * row.ceiling.seconds:.3g}", f"{row.reached:.0%}"]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _count(layouts: Mapping[str, int]) -> str:

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from sparsify.errors import SparsifyError, UserError
 
 SUFFIX = "_mask"
+_MARK = "_sparsify_inside"
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -43,6 +44,8 @@ class GradientMask:
         """Returns the gradient with zeros outside the mask."""
         if self.collector is not None:
             self.collector(grad)
+        if getattr(grad, _MARK, None) == grad._version:
+            return grad
         owner = self._owner()
         if owner is not None:
             self._mask = _mask_of(owner, self._name)
@@ -144,6 +147,14 @@ def gradient_mask(param: nn.Parameter) -> GradientMask:
         raise SparsifyError("this parameter has no mask hook; call attach_hooks(model) first")
     hook: GradientMask = _HOOKS[param][0]
     return hook
+
+
+def mark_inside(grad: Tensor) -> None:
+    """Marks a gradient as zero outside its mask already, which spares the hook a pass over it.
+
+    Any later write to the tensor takes the mark away: autograd may add another gradient of the parameter.
+    """
+    setattr(grad, _MARK, grad._version)
 
 
 def zero_outside(tensor: Tensor, mask: Tensor) -> None:

@@ -25,6 +25,9 @@ _LAZY = {
     "dense_state_dict": "sparsify.api",
     "explain": "sparsify.api",
     "merge_delta": "sparsify.train",
+    "accelerate": "sparsify.operators",
+    "acceleration_report": "sparsify.operators",
+    "decelerate": "sparsify.operators",
     "coord_check": "sparsify.studies",
     "sweep": "sparsify.studies",
     "lower": "sparsify.lowering",
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
         transform,
     )
     from sparsify.lowering import lower, what_if
+    from sparsify.operators import accelerate, acceleration_report, decelerate
     from sparsify.studies import coord_check, sweep
     from sparsify.train import merge_delta
 
@@ -58,7 +62,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Base",
     "Plan",
+    "accelerate",
+    "acceleration_report",
     "coord_check",
+    "decelerate",
     "dense_state_dict",
     "explain",
     "export",

@@ -49,8 +49,8 @@ def _native() -> ctypes.CDLL:
 def use_openmp(gomp_parallel: int | None) -> None:
     """Runs the tasks of all later calls on an OpenMP pool.
 
-    A second pool of threads beside one whose threads wait by spinning, as those of OpenMP do for a while after
-    each region, would share the cores with it.
+    A second pool of threads beside one whose threads wait by spinning, as those of OpenMP do for a while
+    after each region, would share the cores with it.
 
     Args:
         gomp_parallel: Address of that library's `GOMP_parallel`; None for threads of their own.

@@ -1,0 +1,99 @@
+"""What is known of a mask besides its bits: the kernels' plans, made once for each state of the mask.
+
+A mask is looked up by the tensor itself and by its version, which every write to it raises. So an update of
+the topology is noticed at the next call, and nothing is kept for masks that are gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from sparsify.operators.threads import thread_count
+from sparsify.runtime.training import LinearTopology
+
+Key = tuple[int, int]
+
+
+@dataclass
+class Cached:
+    """A plan with the values that its latest forward pass gathered.
+
+    Attributes:
+        version: Of the mask that the plan is for.
+        plan: The native plan, or the packed tensors on a GPU.
+        key: Address and version of the weight that `values` come from.
+        values: In the plan's order.
+    """
+
+    version: int
+    plan: Any
+    key: Key | None = None
+    values: Any = None
+
+
+_CACHE: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _version(tensor: Tensor) -> int:
+    # Tensors made in inference mode count no versions; they cannot be written to outside of it either.
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _cached(mask: Tensor, make: Any) -> Cached:
+    found: Cached | None = _CACHE.get(mask)
+    if found is None or found.version != _version(mask):
+        found = Cached(_version(mask), make())
+        _CACHE[mask] = found
+    return found
+
+
+def native(mask: Tensor) -> Cached:
+    """The native plan of a mask [out, in] on the CPU."""
+
+    def make() -> LinearTopology:
+        positions = mask.reshape(-1).nonzero().reshape(-1)
+        out_features, in_features = mask.shape
+        return LinearTopology(
+            out_features, in_features, positions.data_ptr(), len(positions), threads=thread_count()
+        )
+
+    return _cached(mask, make)
+
+
+def on_gpu(mask: Tensor, weight: Tensor) -> Cached:
+    """The packed tensors of a mask [out, in] on a GPU."""
+    from sparsify.runtime.triton import packing
+
+    return _cached(mask, lambda: packing.pack(weight, mask, layout="csr"))
+
+
+def gathered(cached: Cached, weight: Tensor) -> Tensor:
+    """The active values of the weight as it is now, on the CPU.
+
+    Always read anew: a write through `.data` raises no version.
+    """
+    values = torch.empty(cached.plan.count, dtype=weight.dtype)
+    cached.plan.gather(weight.data_ptr(), values.data_ptr(), thread_count())
+    cached.key, cached.values = _key(weight), values
+    return values
+
+
+def refreshed(cached: Cached, weight: Tensor) -> Any:
+    """The packed tensors with the values of the weight as it is now, on a GPU."""
+    cached.key, cached.values = _key(weight), cached.plan.refreshed(weight)
+    return cached.values
+
+
+def of_forward(cached: Cached, weight: Tensor, read: Any) -> Any:
+    """The values that the forward pass used: autograd has made sure that the weight is still as it was."""
+    key, values = cached.key, cached.values
+    return values if key is not None and key == _key(weight) else read(cached, weight)
+
+
+def _key(weight: Tensor) -> Key:
+    return weight.data_ptr(), _version(weight)

@@ -42,6 +42,9 @@ def lower(
     weight_dtype: Annotated[
         str, typer.Option(help="Store sparse weights as float32, bfloat16 or float16; sums are float32.")
     ] = "float32",
+    target: Annotated[
+        str, typer.Option(help="Where it is to run: cpu, or cuda (estimated for an H100, not measured).")
+    ] = "cpu",
     output_format: FormatOption = Format.text,
 ) -> None:
     """Replace nodes of an ONNX file by sparse operators where they are faster.
@@ -59,7 +62,9 @@ def lower(
     out = Output(output_format)
     options: dict[str, Any] = {"tune": tune, "layout": layout, "threads": threads, "cache": not no_cache}
     if what_if is None:
-        options["weight_dtype"] = weight_dtype
+        options |= {"weight_dtype": weight_dtype, "target": target}
+    elif target != "cpu":
+        raise typer.BadParameter("what-if times on the CPU", param_hint="--target")
     elif weight_dtype != "float32":
         raise typer.BadParameter("what-if times float32", param_hint="--weight-dtype")
     options["batches"] = numbers(batch, int, "--batch") if batch else []
@@ -87,6 +92,9 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE.png", help="With --profile: draw where the time goes, dense and sparse."),
     ] = None,
+    provider: Annotated[
+        str, typer.Option(help="cpu, or cuda: on the GPU, inputs and outputs in its memory.")
+    ] = "cpu",
     require_speedup: Annotated[
         float | None, typer.Option(help="Exit with 3 when any setting's speedup is below this.")
     ] = None,
@@ -112,6 +120,7 @@ def bench(
         warmup=warmup,
         profile=profile,
         sizes=named_sizes(size or []),
+        provider=provider,
         plot=save_plot,
     )
     out.result(data)

@@ -10,6 +10,7 @@ from sparsify.errors import UserError
 from sparsify.lowering.candidate import Array, Candidate, LeftAlone
 from sparsify.lowering.cost import Decision, Machine, decide
 from sparsify.lowering.epilogue import fuse
+from sparsify.lowering.gpu_cost import decide_gpu
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.inputs import random_inputs, shapes_on
 from sparsify.lowering.neighbours import beside_dense
@@ -24,6 +25,10 @@ Chosen = dict[int, tuple[Candidate, str]]
 
 LAYOUTS = (*layouts.LAYOUTS, "dense")
 """What a caller may force."""
+
+
+TARGETS = ("cpu", "cuda")
+"""Where the lowered file is to run: ONNX Runtime's CPU provider, or its CUDA provider."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -43,6 +48,7 @@ class Request:
         sizes: Sizes of other free dimensions by symbol.
         cache: Whether measured times are kept on disk and looked up there.
         progress: Told how far measuring has come.
+        target: One of `TARGETS`.
     """
 
     tune: bool = False
@@ -53,8 +59,15 @@ class Request:
     sizes: Mapping[str, int] = field(default_factory=dict)
     cache: bool = True
     progress: Progress = silent
+    target: str = "cpu"
 
     def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise UserError(f"unknown target {self.target!r}; choose one of {', '.join(TARGETS)}")
+        if self.tune and self.target == "cuda":
+            raise UserError(
+                "tuning measures on this machine's CPU, so it cannot decide for cuda: leave tune out"
+            )
         if self.layout is not None and self.layout not in LAYOUTS:
             raise UserError(f"unknown layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}")
         if self.threads is not None and self.threads < 1:
@@ -85,6 +98,9 @@ def decide_all(
     if not candidates or request.layout is not None:
         forced = request.layout or "dense"
         return {match.index: decide(match, graph, Machine(), forced=forced) for match in candidates}
+    if request.target == "cuda":
+        sizes = _shapes(graph, request)
+        return {match.index: decide_gpu(match, graph, sizes) for match in candidates}
     if request.tune:
         return _measured(graph, source, matches, packer, request)
     return _estimated(graph, candidates, _shapes(graph, request), Machine.here(request.threads))

@@ -33,6 +33,7 @@ def lower(
     sizes: Mapping[str, int] | None = None,
     cache: bool = True,
     weight_dtype: str = "float32",
+    target: str = "cpu",
     progress: Progress = silent,
 ) -> LowerReport:
     """Replaces nodes with zeros in their weights by sparse operators where that is faster.
@@ -50,6 +51,7 @@ def lower(
         cache: Whether `tune` keeps its times on disk (`$SPARSIFY_CACHE`) and looks them up there.
         weight_dtype: What sparse weights are stored in: "float32", or in half the bytes and
             rounded "bfloat16" or "float16". Sums are float32 always.
+        target: "cpu", or "cuda" for ONNX Runtime's CUDA provider: decided by `gpu_cost`, unmeasured.
         progress: Called by `tune` with what is being done, how many of it are done, and how many there are.
 
     Returns:
@@ -59,9 +61,17 @@ def lower(
         UserError: A file that is missing, damaged or not ONNX; weights that are not finite; a bad option.
         ParityError: The two files' outputs differ by more than rounding explains.
     """
-    source, target = Path(src), Path(dst)
+    source, written = Path(src), Path(dst)
     request = Request(
-        tune, layout, inputs, threads, tuple(batches), dict(sizes or {}), cache=cache, progress=progress
+        tune,
+        layout,
+        inputs,
+        threads,
+        tuple(batches),
+        dict(sizes or {}),
+        cache=cache,
+        progress=progress,
+        target=target,
     )
     if weight_dtype not in HALF_ULP:
         raise UserError(f"weights are stored as {', '.join(HALF_ULP)}, not {weight_dtype!r}")
@@ -71,11 +81,11 @@ def lower(
     decisions = decide_all(graph, source, matches, packer, request)
     chosen = choose(graph, matches, decisions)
     model = rewrite(graph, chosen, packer) if chosen else graph.model
-    with staged(model, target) as beside:
+    with staged(model, written) as beside:
         epsilon = max(graph.epsilon, 2 * HALF_ULP[weight_dtype])
         error = _check(graph, source, beside, inputs, epsilon) if chosen else 0.0
     layers = layer_reports(matches, decisions)
-    return LowerReport(count_nodes(layers), error, stored_bytes(target), layers)
+    return LowerReport(count_nodes(layers), error, stored_bytes(written), layers)
 
 
 def _check(

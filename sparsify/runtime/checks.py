@@ -14,6 +14,7 @@ import onnxruntime
 
 from sparsify.errors import SparsifyError
 from sparsify.runtime import library
+from sparsify.runtime.cuda import CudaState, cuda_state
 from sparsify.runtime.environment import cores, cpu_model
 from sparsify.runtime.library import library_path
 
@@ -41,8 +42,9 @@ def doctor() -> dict[str, Any]:
     """Looks at Python, ONNX Runtime, PyTorch, the native library, the CPU and the GPU provider.
 
     Returns:
-        `ok` (every check is) and `checks[{name, ok, detail, advice}]`.
+        `ok` (every check is), `checks[{name, ok, detail, advice}]`, and `cuda`, the fields of `CudaState`.
     """
+    cuda = cuda_state()
     checks = [
         _python(),
         _onnxruntime(),
@@ -52,11 +54,12 @@ def doctor() -> dict[str, Any]:
         _self_test(),
         _cpu(),
         _kernel(),
-        _cuda(),
+        _cuda(cuda),
     ]
     return {
         "ok": all(check.ok for check in checks),
         "checks": [asdict(check) for check in checks],
+        "cuda": cuda.to_dict(),
     }
 
 
@@ -131,7 +134,28 @@ def _kernel() -> Check:
     return Check("kernel", True, detail + (" (forced by SPARSIFY_KERNEL)" if forced else ""))
 
 
-def _cuda() -> Check:
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        return Check("cuda", True, "ONNX Runtime has the CUDA provider")
-    return Check("cuda", True, "ONNX Runtime has no CUDA provider: models run on the CPU")
+def _cuda(state: CudaState) -> Check:
+    """Never a failure: models run on the CPU without any of this."""
+    found = [
+        f"driver {state.driver}" if state.driver else "no driver",
+        state.device or (f"{state.devices} devices" if state.devices else "no device"),
+        "kernels compiled" if state.kernels else "no compiled kernels",
+        "provider in ONNX Runtime" if state.provider else "no provider in ONNX Runtime",
+        f"nvcc {state.nvcc}" if state.nvcc else "no nvcc",
+        f"triton {state.triton}" if state.triton else "no triton",
+    ]
+    end = "" if state.missing is None else ": models run on the CPU"
+    return Check("cuda", True, ", ".join(found) + end, _cuda_advice(state))
+
+
+def _cuda_advice(state: CudaState) -> str:
+    advice = {
+        "device": "",
+        "driver": "",
+        "kernels": "build the package where nvcc is (set CUDA_HOME)"
+        if state.kernels is None
+        else state.reason,
+        "provider": "install onnxruntime-gpu instead of onnxruntime",
+        "library": "install the package again",
+    }
+    return "" if state.missing is None else advice[state.missing]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from sparsify.errors import UserError
+from sparsify.runtime.bench_provider import call_of, check_bench_provider
 from sparsify.runtime.environment import environment
 from sparsify.runtime.feeds import Array, make_feeds
 from sparsify.runtime.node_profile import annotate, sparse_weights
@@ -53,6 +54,7 @@ def bench(
     warmup: int = 5,
     profile: bool = False,
     sizes: Mapping[str, int] | None = None,
+    provider: str = "cpu",
 ) -> dict[str, Any]:
     """Times an ONNX model and its dense baseline in one process, in alternating blocks.
 
@@ -69,9 +71,11 @@ def bench(
         warmup: Calls before anything is counted.
         profile: Also time every node of both models, at the first batch size and thread count.
         sizes: Sizes of dynamic dimensions beyond the batch, by symbol; 128 where not given.
+        provider: "cpu", or "cuda": on the GPU, with inputs and outputs in its memory. Dense products use TF32
+            there, which is ONNX Runtime's default.
 
     Returns:
-        `environment`, `baseline{kind, file}` (kind `original`, `zero-filled` or `none`),
+        `environment`, `provider`, `baseline{kind, file}` (kind `original`, `zero-filled` or `none`),
         `results[{model, batch, threads, latency_ms, throughput, speedup}]` where `model` is "model" or
         "baseline", throughput is examples a second and speedup the baseline's median over this one's (None
         without a baseline), `speedup` (the smallest of the model's, else None), `max_abs_error` (None where
@@ -80,9 +84,12 @@ def bench(
         threads, how}`.
 
     Raises:
-        UserError: A file is missing or does not fit, or a batch size or thread count is not positive.
-        RuntimeLibraryError: The native library is missing or refuses the model.
+        UserError: A file is missing or does not fit, a batch size or thread count is not positive, or this
+            ONNX Runtime has no such provider.
+        RuntimeLibraryError: The native library is missing or refuses the model, or the provider does not
+            start.
     """
+    providers = check_bench_provider(provider, profile)
     if not batches or not threads or min(*batches, *threads, 1) < 1:
         raise UserError("batch sizes and thread counts must be at least 1")
     path = _existing(model)
@@ -91,21 +98,23 @@ def bench(
         rows: list[dict[str, Any]] = []
         errors: list[float] = []
         for count in threads:
-            sessions = {"model": Session(path, threads=count)}
+            sessions = {"model": Session(path, threads=count, providers=providers)}
             if reference.session_path is not None:
-                sessions["baseline"] = Session(reference.session_path, threads=count)
+                sessions["baseline"] = Session(reference.session_path, threads=count, providers=providers)
             for batch in batches:
                 feeds = make_feeds(graph, batch, sizes=sizes)
                 outputs = {name: session.run(feeds) for name, session in sessions.items()}
                 if reference.comparable:
                     errors.append(_max_abs_error(outputs["model"], outputs["baseline"]))
-                rows.extend(_time(sessions, feeds, batch, count, duration, warmup))
+                calls = {name: call_of(session, feeds, provider) for name, session in sessions.items()}
+                rows.extend(_time(calls, batch, count, duration, warmup))
         profiles: dict[str, Any] = {}
         if profile:
             feeds = make_feeds(graph, batches[0], sizes=sizes)
             profiles = _profile(path, reference.session_path, feeds, threads[0])
     report: dict[str, Any] = {
         "environment": environment(),
+        "provider": provider,
         "baseline": reference.to_json(),
         "results": rows,
         "speedup": min(
@@ -150,15 +159,13 @@ def _find_baseline(path: Path, graph: onnx.ModelProto, given: str | Path | None)
 
 
 def _time(
-    sessions: Mapping[str, Session],
-    feeds: dict[str, Array],
+    calls: Mapping[str, Callable[[], object]],
     batch: int,
     threads: int,
     duration: float,
     warmup: int,
 ) -> list[dict[str, Any]]:
-    calls = [lambda raw=session.raw: raw.run(None, feeds) for session in sessions.values()]
-    timings = dict(zip(sessions, interleave(calls, seconds=duration, warmup=warmup), strict=True))
+    timings = dict(zip(calls, interleave(list(calls.values()), seconds=duration, warmup=warmup), strict=True))
     base = timings.get("baseline")
     return [
         {

@@ -18,6 +18,7 @@ from sparsify.runtime.session_options import (
     THREADS_KEY,
     Provider,
     check_providers,
+    check_running,
     make_options,
     register,
 )
@@ -95,7 +96,8 @@ class Session:
 
         Raises:
             UserError: The file is missing or no valid model, or an option or provider is unknown.
-            RuntimeLibraryError: The native library is missing, or refuses the packed weights.
+            RuntimeLibraryError: The native library is missing, or refuses the packed weights, or the first
+                provider does not start.
         """
         if isinstance(model, str | Path) and not Path(model).is_file():
             raise UserError(f"there is no file {str(model)!r}")
@@ -117,6 +119,7 @@ class Session:
             raise self._open_error(error, missing) from error
         finally:
             built.enable_profiling, built.profile_file_prefix = before
+        check_running(providers, self.raw.get_providers())
         self.inputs = tuple(map(_value, self.raw.get_inputs()))
         self.outputs = tuple(map(_value, self.raw.get_outputs()))
 

@@ -105,3 +105,21 @@ def check_providers(providers: Sequence[Provider], options: Sequence[Mapping[str
         raise UserError(
             f"provider_options has {len(options)} entries for {len(providers)} providers; give one for each"
         )
+
+
+def check_running(asked: Sequence[Provider], running: Sequence[str]) -> None:
+    """Checks that the first provider asked for runs: ONNX Runtime falls back to the CPU with a mere warning.
+
+    Args:
+        asked: Names, or names with options.
+        running: The session's providers.
+
+    Raises:
+        RuntimeLibraryError: It does not.
+    """
+    first = next((name if isinstance(name, str) else name[0] for name in asked), None)
+    if first is not None and first not in running:
+        raise RuntimeLibraryError(
+            f"{first} did not start, so ONNX Runtime would run on {', '.join(running)}: "
+            "see `sparsify doctor`, and install the CUDA and cuDNN libraries that onnxruntime-gpu needs"
+        )

@@ -46,9 +46,9 @@ void TestGrids() {
   NodeKernel kernel(Node::Linear(csr, Place::kDevice)), wide(Node::Linear(blocks, Place::kDevice));
   RunLinear(&kernel, 1, 40);
   ExpectLaunch("gather_1_1", 25, 1, 128);
+  RunLinear(&kernel, 7, 40);
+  ExpectLaunch("gather_1_4", 25, 2, 128);
   RunLinear(&kernel, 9, 40);
-  ExpectLaunch("gather_1_4", 25, 3, 128);
-  RunLinear(&kernel, 17, 40);
   ExpectLaunch("tile_1_1", 1, 2, 256);
   RunLinear(&kernel, 129, 40);
   ExpectLaunch("tile_1_2", 3, 2, 256);

@@ -18,7 +18,7 @@ from tests.runtime.graphs import masked, one_node, values
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-FLAGS = ["-std=c++17", "-O1", "-I", "sparsify/runtime/native", "-I", "tests/native"]
+FLAGS = ["-std=c++17", "-I", "sparsify/runtime/native", "-I", "tests/native"]
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler: set CXX")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -36,8 +36,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs the test program with arguments and environment variables; None takes a variable away."""
     folder = tmp_path_factory.mktemp("cuda")
     native, library = Path("tests/native"), library_path()
-    stub = ["-shared", "-fPIC", "-Wno-unknown-pragmas", native / "cuda_stub_driver.cc"]
-    sources = [native / "cuda_test.cc", native / "cuda_contract_test.cc", library, "-ldl"]
+    stub = ["-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", native / "cuda_stub_driver.cc"]
+    sources = ["-O0", native / "cuda_test.cc", native / "cuda_contract_test.cc", library, "-ldl"]
     with ThreadPoolExecutor() as pool:
         for built in (
             pool.submit(_compile, *stub, "-o", folder / "libcuda_stub.so"),

@@ -19,7 +19,7 @@ struct WeightAddresses {
 };
 
 // Rows of X up to which the gather kernels run.
-inline constexpr int64_t kFewRows = 16;
+inline constexpr int64_t kFewRows = 8;
 
 class Linear {
  public:

@@ -4,11 +4,12 @@ A node is a product of a weight [out, k] with `columns` columns (rows of activat
 thread
 
     dense  = max(2 · out · k · columns / dense rate, 4 · out · k / stream)
-    sparse = call + pack · (k + out) · columns + max(2 · stored · columns / speed, bytes / stream)
+    sparse = call + pack · (held + out) · columns + max(2 · stored · columns / speed, bytes / stream)
     speed  = rate · columns / (columns + half)
 
-with the numbers of `kernel_costs` and `stored` the entries that the layout keeps, zeros inside blocks
-included. Several threads share everything but the call. `tune` measures where that is not good enough.
+with the numbers of `kernel_costs`, `stored` the entries that the layout keeps, zeros inside blocks included,
+and `held` the inputs that are packed for a column: k, or less where convolutions pack rows of pixels. Several
+threads share everything but the call. `tune` measures where that is not good enough.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from sparsify.lowering.kernel_costs import (
     STREAM,
     STREAM_NEAR,
     InstructionSet,
+    Kernel,
 )
 from sparsify.runtime import layouts
 from sparsify.runtime.library import selected_kernel
@@ -45,6 +47,9 @@ ACCEPTABLE = 1.0
 
 FILL = 1.25
 """A layout is looked at where it stores at most so many entries for each non-zero."""
+
+FLAT_ROWS = 4
+"""Outputs of a block from which convolutions keep rows of pixels in a tile and do not gather every tap."""
 
 _ROWS = (1, 16, 128)
 _SEQUENCE_ROWS = (16, 128, 1024)
@@ -224,15 +229,32 @@ def speedup(
     costs = machine.costs
     kernel = (costs.linear if candidate.geometry is None else costs.conv)[layout]
     dense = max(2.0 * outputs * k * size / costs.dense, _stream(4.0 * outputs * k))
-    paid = -(-size // kernel.group) * kernel.group
-    speed = kernel.rate * paid / (paid + kernel.half)
-    read = _stream((4.0 + 2.0 / layouts.block_rows(layout)) * entries)
-    sparse = kernel.pack * (k + outputs) * size + max(2.0 * entries * paid / speed, read)
+    sparse = product_time(kernel, candidate.weight.shape, size, entries, layouts.block_rows(layout))
     sparse += STEP * size * (inputs * len(candidate.before) + outputs * len(candidate.after))
     sparse += CONVERT * size * (inputs * _steps(candidate) * converted[0] + outputs * converted[1])
     if machine.threads == 1:
         return dense / (kernel.call + sparse)
     return (FORK + dense / machine.threads) / (kernel.call + FORK + sparse / (EVENNESS * machine.threads))
+
+
+def product_time(kernel: Kernel, shape: Sequence[int], size: int, entries: int, block_rows: int) -> float:
+    """ns that a sparse kernel takes for a product, on one thread and without the call.
+
+    Args:
+        kernel: Its costs.
+        shape: Of the weight, [out, in, *taps].
+        size: Number of columns.
+        entries: Stored entries.
+        block_rows: Outputs of a block.
+    """
+    outputs, inputs, *taps = shape
+    held = inputs * math.prod(taps)
+    if taps and block_rows >= FLAT_ROWS:
+        held = inputs * min(math.prod(taps), taps[0] + 1)
+    paid = -(-size // kernel.group) * kernel.group
+    speed = kernel.rate * paid / (paid + kernel.half)
+    read = _stream((4.0 + 2.0 / block_rows) * entries)
+    return kernel.pack * (held + outputs) * size + max(2.0 * entries * paid / speed, read)
 
 
 def _steps(candidate: Candidate) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from sparsify.operators.decisions import LEAST_GAIN, Decision, estimated_gain
 from sparsify.operators.layer import SparseLinear
 
 Model = TypeVar("Model", bound=nn.Module)
-_REPORTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_REPORTS: MutableMapping[nn.Module, tuple[Decision, ...]] = WeakIdKeyDictionary()
 
 
 def accelerate(
@@ -50,11 +50,7 @@ def accelerate(
     paths = None if layers is None else _paths(layers, list(entries))
     decisions = tuple(_decide(fqn, entry, paths, min_sparsity) for fqn, entry in entries.items())
     for decision in decisions:
-        owner = entries[decision.fqn].owner
-        if decision.sparse:
-            owner.__class__ = SparseLinear
-        elif type(owner) is SparseLinear:
-            owner.__class__ = nn.Linear
+        _become(entries[decision.fqn].owner, SparseLinear if decision.sparse else nn.Linear)
     _REPORTS[bare] = decisions
     return model
 
@@ -70,16 +66,19 @@ def decelerate(model: Model) -> Model:
     """
     bare = unwrapped(model)
     for module in bare.modules():
-        if type(module) is SparseLinear:
-            module.__class__ = nn.Linear
+        _become(module, nn.Linear)
     _REPORTS.pop(bare, None)
     return model
 
 
 def acceleration_report(model: nn.Module) -> tuple[Decision, ...]:
     """What the last `accelerate` decided about each masked layer of this model; empty before it."""
-    found: tuple[Decision, ...] = _REPORTS.get(unwrapped(model), ())
-    return found
+    return _REPORTS.get(unwrapped(model), ())
+
+
+def _become(module: nn.Module, kind: type[nn.Linear]) -> None:
+    if type(module) in (nn.Linear, SparseLinear):
+        module.__class__ = kind  # type: ignore[assignment]
 
 
 def _paths(layers: Iterable[str], known: list[str]) -> set[str]:
@@ -112,5 +111,5 @@ def _decide(fqn: str, entry: MaskedParameter, paths: set[str] | None, min_sparsi
         return decision(enough, f"{1 - density:.1%} of its weights are zero, asked for {min_sparsity:.1%}")
     if entry.param.is_cuda:
         return decision(False, "nothing is measured on GPUs to estimate from: name min_sparsity")
-    gain = estimated_gain(owner.weight.shape[0], owner.weight.shape[1], density)
+    gain = estimated_gain(entry.param.shape[0], entry.param.shape[1], density)
     return decision(gain >= LEAST_GAIN, f"a training step is estimated at {gain:.2f} times the dense speed")

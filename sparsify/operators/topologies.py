@@ -6,6 +6,7 @@ the topology is noticed at the next call, and nothing is kept for masks that are
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Cached:
     values: Any = None
 
 
-_CACHE: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_CACHE: MutableMapping[Tensor, Cached] = WeakIdKeyDictionary()
 
 
 def _version(tensor: Tensor) -> int:
@@ -45,7 +46,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _cached(mask: Tensor, make: Any) -> Cached:
-    found: Cached | None = _CACHE.get(mask)
+    found = _CACHE.get(mask)
     if found is None or found.version != _version(mask):
         found = Cached(_version(mask), make())
         _CACHE[mask] = found

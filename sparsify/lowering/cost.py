@@ -144,7 +144,7 @@ def decide(
     if density > _NEARLY_FULL:
         return Decision(None, f"its weight has next to no zeros (density {density:.2f})")
     sizes = columns(candidate, graph, shapes)
-    where = f"at density {density:.2f} on {_span(candidate, sizes)}"
+    where = f"at density {density:.2f} on {span(candidate, sizes)}"
     if any(converted):
         where += ", conversions beside dense convolutions included"
     kernels = _kernel_layouts(candidate, machine)
@@ -173,7 +173,7 @@ def _why_dense(
         return f"too small: the call and moving its inputs would cost more than the zeros save, {where}"
     if _mean(gains) >= WORTHWHILE:
         worst = min(range(len(sizes)), key=lambda index: gains[index])
-        slow = f"{gains[worst]:.2f}× as fast as dense on {_span(candidate, sizes[worst : worst + 1])}"
+        slow = f"{gains[worst]:.2f}× as fast as dense on {span(candidate, sizes[worst : worst + 1])}"
         return f"estimated {slow}, though faster on others, {where}"
     said = f"estimated {_mean(gains):.2f}× as fast as dense {where}"
     for percent in range(60, 0, -5):
@@ -191,7 +191,8 @@ def _mean(gains: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, gains)) / len(gains))
 
 
-def _span(candidate: Candidate, sizes: Sequence[int]) -> str:
+def span(candidate: Candidate, sizes: Sequence[int]) -> str:
+    """How many columns a node may see, for reasons: "1 to 128 rows"."""
     what = "rows" if candidate.geometry is None else "pixels"
     first, last = min(sizes), max(sizes)
     if first == last:

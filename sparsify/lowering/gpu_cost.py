@@ -23,7 +23,7 @@ import math
 from collections.abc import Sequence
 
 from sparsify.lowering.candidate import Candidate
-from sparsify.lowering.cost import ACCEPTABLE, WORTHWHILE, Decision, Shapes, columns, storage
+from sparsify.lowering.cost import ACCEPTABLE, WORTHWHILE, Decision, Shapes, columns, span, storage
 from sparsify.lowering.graph import Graph
 from sparsify.runtime import layouts
 
@@ -73,9 +73,7 @@ def decide_gpu(candidate: Candidate, graph: Graph, shapes: Sequence[Shapes] = ()
         for layout, count in storage(candidate).items()
     }
     best = max(gains, key=lambda layout: _mean(gains[layout]))
-    what = "rows" if candidate.geometry is None else "pixels"
-    span = f"{sizes[0]}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
-    where = f"at density {candidate.density:.2f} on {span} {what}, {NOTE}"
+    where = f"at density {candidate.density:.2f} on {span(candidate, sizes)}, {NOTE}"
     others = ", ".join(f"{name} {_mean(gains[name]):.2f}×" for name in gains if name != best)
     said = f"estimated {_mean(gains[best]):.2f}× as fast as dense as {best} {where}"
     said += f" ({others})" if others else ""

@@ -13,7 +13,7 @@ namespace sparsify::cuda {
 // Up to 32 entries of a line: where their input lies beside that of the first tap.
 template <int R>
 struct StagedTaps {
-  float values[kLanes][R];
+  alignas(16) float values[kLanes][R];
   int64_t offsets[kLanes];
   int down[kLanes], right[kLanes];
 };
@@ -78,6 +78,8 @@ __device__ inline void Conv(const ConvArguments& a) {
       for (int e = 0; e < count; ++e) {
         const int down = staged[warp].down[e], right = staged[warp].right[e];
         const int64_t offset = staged[warp].offsets[e];
+        float values[R];
+        ReadStaged<R>(staged[warp].values[e], values);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           const bool inside = static_cast<unsigned>(pixels[v].top + down) < static_cast<unsigned>(a.height) &&
@@ -85,7 +87,7 @@ __device__ inline void Conv(const ConvArguments& a) {
           if (!inside) continue;  // padding adds nothing, not even NaN
           const float x = a.x[pixels[v].x + offset];
 #pragma unroll
-          for (int r = 0; r < R; ++r) sums[r][v] += staged[warp].values[e][r] * x;
+          for (int r = 0; r < R; ++r) sums[r][v] += values[r] * x;
         }
       }
       __syncwarp();

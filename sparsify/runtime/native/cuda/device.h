@@ -61,6 +61,18 @@ __device__ inline void LoadValues(const Weight& weight, int64_t i, float* to) {
   for (int n = 0; n < N; ++n) to[n] = FromHalf(pack.at[n], bfloat16);
 }
 
+// The R values of an entry that was staged in shared memory, at most four by one instruction.
+template <int R>
+__device__ inline void ReadStaged(const float* staged, float* to) {
+  constexpr int P = R < 4 ? R : 4;
+#pragma unroll
+  for (int r = 0; r < R; r += P) {
+    const Pack<float, P> pack = *reinterpret_cast<const Pack<float, P>*>(staged + r);
+#pragma unroll
+    for (int p = 0; p < P; ++p) to[r + p] = pack.at[p];
+  }
+}
+
 // NaN passes through relu and clip, as it does on the CPU. A call and not inlined: a kernel has up to 32
 // places for it.
 __device__ __noinline__ inline float Activate(int32_t activation, float low, float high, float x) {

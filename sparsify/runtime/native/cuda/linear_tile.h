@@ -13,7 +13,7 @@ namespace sparsify::cuda {
 // Up to 32 entries of a line on their way from global memory to the lanes of one warp.
 template <int R>
 struct Staged {
-  float values[kLanes][R];
+  alignas(16) float values[kLanes][R];
   int columns[kLanes];
 };
 
@@ -75,10 +75,12 @@ __device__ inline void LinearTile(const LinearArguments& a) {
           count = Stage<R>(a.weight, next[l], end[l], input + D, &staged[warp]);
           for (int e = 0; e < count; ++e) {
             const float* x = tile[staged[warp].columns[e] - input] + lane;
+            float values[R];
+            ReadStaged<R>(staged[warp].values[e], values);
 #pragma unroll
             for (int v = 0; v < V; ++v) {
 #pragma unroll
-              for (int r = 0; r < R; ++r) sums[l][r][v] += staged[warp].values[e][r] * x[kLanes * v];
+              for (int r = 0; r < R; ++r) sums[l][r][v] += values[r] * x[kLanes * v];
             }
           }
           next[l] += count;

@@ -5,8 +5,8 @@
 
 namespace sparsify::cuda {
 
-// Blocks of a multiprocessor that the registers of a convolution must leave room for: up to 128 registers a
-// thread.
+// Blocks of a multiprocessor that registers must leave room for: up to 85 registers a thread, or 128.
+inline constexpr int kTileBlocks = 3;
 inline constexpr int kConvBlocks = 2;
 
 #define SPARSIFY_CUDA_KERNELS(R)                                                                         \
@@ -16,10 +16,12 @@ inline constexpr int kConvBlocks = 2;
   extern "C" __global__ void __launch_bounds__(kGatherWarps* kLanes) gather_##R##_4(LinearArguments a) { \
     LinearGather<R, 4>(a);                                                                               \
   }                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(kTileWarps<R>* kLanes) tile_##R##_1(LinearArguments a) {  \
+  extern "C" __global__ void __launch_bounds__(kTileWarps<R>* kLanes, kTileBlocks)                       \
+      tile_##R##_1(LinearArguments a) {                                                                  \
     LinearTile<R, 1>(a);                                                                                 \
   }                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(kTileWarps<R>* kLanes) tile_##R##_2(LinearArguments a) {  \
+  extern "C" __global__ void __launch_bounds__(kTileWarps<R>* kLanes, kTileBlocks)                       \
+      tile_##R##_2(LinearArguments a) {                                                                  \
     LinearTile<R, 2>(a);                                                                                 \
   }                                                                                                      \
   extern "C" __global__ void __launch_bounds__(kConvWarps* kLanes, kConvBlocks)                          \

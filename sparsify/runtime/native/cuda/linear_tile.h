@@ -14,21 +14,22 @@ namespace sparsify::cuda {
 template <int R>
 struct Staged {
   alignas(16) float values[kLanes][R];
-  int columns[kLanes];
+  int inputs[kLanes];  // in the tile
 };
 
-// Stages the entries from `from` on whose column is below `limit`, and says how many of at most 32 there are.
+// Stages the entries from `from` on that lie in a tile of `depth` inputs, and says how many of at most 32
+// these are.
 template <int R>
-__device__ inline int Stage(const Weight& weight, int64_t from, int64_t end, int64_t limit,
+__device__ inline int Stage(const Weight& weight, int64_t from, int64_t end, int64_t first_input, int depth,
                             Staged<R>* staged) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int64_t i = from + lane;
   const int column = i < end ? Column(weight, i) : 0;
-  const bool here = i < end && column < limit;
+  const bool here = i < end && column < first_input + depth;
   const unsigned taken = __ballot_sync(kWholeWarp, here);  // columns ascend: the first few lanes
   if (here) {
     constexpr int P = R < 4 ? R : 4;
-    staged->columns[lane] = column;
+    staged->inputs[lane] = static_cast<int>(column - first_input);
 #pragma unroll
     for (int r = 0; r < R; r += P) LoadValues<P>(weight, i * R + r, staged->values[lane] + r);
   }
@@ -72,9 +73,9 @@ __device__ inline void LinearTile(const LinearArguments& a) {
       for (int l = 0; l < L; ++l) {
         int count = kLanes;
         while (count == kLanes && next[l] < end[l]) {
-          count = Stage<R>(a.weight, next[l], end[l], input + D, &staged[warp]);
+          count = Stage<R>(a.weight, next[l], end[l], input, D, &staged[warp]);
           for (int e = 0; e < count; ++e) {
-            const float* x = tile[staged[warp].columns[e] - input] + lane;
+            const float* x = tile[staged[warp].inputs[e]] + lane;
             float values[R];
             ReadStaged<R>(staged[warp].values[e], values);
 #pragma unroll

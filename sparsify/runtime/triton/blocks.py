@@ -103,11 +103,11 @@ def blocks_product(
     live = (batches < batch)[:, None]
     sums = tl.zeros([BATCH, OUT], ACC)
     for entry in range(first, end):
-        block: tl.tensor = tl.load(order + entry) if TRANSPOSED else entry
+        block = tl.load(order + entry) if TRANSPOSED else entry
         k = tl.load(lines + block) * IN + i
         kept = live if WHOLE else live & (k < inputs)[None, :]
         taken = tl.load(row_of_x + k[None, :], mask=kept, other=0.0)
-        weight = tl.load(values + block.to(tl.int64) * (IN * OUT) + inside)
+        weight = tl.load(values + block.to(tl.int64) * (IN * OUT) + inside)  # type: ignore[union-attr]
         sums = multiplied(taken, weight.to(taken.dtype), sums, PRECISION, WIDEN)
     outputs = group * OUT + o
     store_tile(sums, bias, y, batches, outputs, batch, width, split, SPLITS, ACTIVATION)

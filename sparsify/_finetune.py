@@ -16,7 +16,7 @@ from sparsify._options import FactoryOption, FormatOption, SeedOption, TrustOpti
 from sparsify.errors import UserError
 
 DATA = "digits, fashion-mnist[:DIR], npz:FILE, text:FILE_OR_DIR or package.module:function."
-METHODS = "dense, static, set, rigl, srigl, sparse-momentum, gmp or wgsef."
+METHODS = "dense, static, set, rigl, srigl, sparse-momentum, gmp, wgsef or group-lasso."
 Text = str | None
 
 
@@ -151,6 +151,7 @@ def finetune_file(
         "metrics": result.metrics,
         "density": result.density,
         "flops": result.flops,
+        "flops_planned": result.flops_planned,
         "events": list(result.events),
         "output": str(output),
         "checkpoints": str(result.checkpoints) if result.checkpoints else None,

@@ -143,6 +143,9 @@ def finetune(out: Output, data: Mapping[str, Any]) -> None:
     """Shows the metrics of a training run."""
     out.table("result", ("metric", "value"), list(data["metrics"].items()))
     out.line(f"density of the masked weights: {data['density']:.4f}")
+    if data["flops"] is not None and data["flops_planned"]:
+        share = data["flops"] / data["flops_planned"]
+        out.line(f"FLOPs with the masks as they are: {data['flops']:,}, {share:.4g} times the planned ones")
     out.line(f"written: {data['output']}")
     if data["checkpoints"]:
         out.line(f"checkpoints, log and plot: {data['checkpoints']}")

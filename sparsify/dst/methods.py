@@ -9,6 +9,7 @@ from torch import nn, optim
 
 from sparsify.dst.base import Algorithm
 from sparsify.dst.gmp import GMP
+from sparsify.dst.group_lasso import GroupLasso
 from sparsify.dst.rigl import RigL
 from sparsify.dst.set import SET
 from sparsify.dst.sparse_momentum import SparseMomentum
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Algorithm]] = {
     "sparse-momentum": SparseMomentum,
     "gmp": GMP,
     "wgsef": WGSEF,
+    "group-lasso": GroupLasso,
 }
 
 

@@ -53,7 +53,7 @@ def plot(rows: Sequence[Row], path: Path, *, title: str, metric: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(10, 7))
     name = metric.replace("_", " ")
     panels: dict[str, tuple[tuple[str, str, str], ...]] = {
         "loss": (("loss", "training", "-"), ("test_loss", "test", "o-")),
@@ -75,8 +75,9 @@ def plot(rows: Sequence[Row], path: Path, *, title: str, metric: str) -> None:
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         if found:
-            axes.legend()
+            axes.legend(loc="center right")  # "best" is slow with many points, and says so
     drawn[1, 1].set_ylim(-0.02, 1.02)
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.07, top=0.93, wspace=0.22, hspace=0.22)
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
 

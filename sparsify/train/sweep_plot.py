@@ -49,7 +49,7 @@ def plot_sweep(found: Sequence[Curve], path: Path, *, title: str) -> None:
     for panel in axes[-1]:
         panel.set_xscale("log", base=2)
         panel.set_xlabel("base learning rate")
-    axes[0][-1].legend(fontsize=8)
+    axes[0][-1].legend(fontsize=8, loc="upper right")
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sparsify.dst.planned import plan_of
 from sparsify.errors import UserError
 from sparsify.masks import masked_parameters
 from sparsify.train.data import Data
@@ -31,6 +32,7 @@ class FinetuneResult:
             last batch's.
         density: Share of active entries over all masked weights; 1 without masks.
         flops: Of the model as its masks are now, where its plan is known and the method masks.
+        flops_planned: What they are to be; methods that move weights between layers drift from it.
         events: Abrupt changes that the method made: the hard finish of group sparsity, with the test metrics
             `before` and `after` it.
         output: The archive that the caller is to write, if any.
@@ -45,6 +47,7 @@ class FinetuneResult:
     metrics: dict[str, float]
     density: float
     flops: int | None
+    flops_planned: int | None
     events: tuple[Mapping[str, Any], ...]
     output: Path | None
     history: tuple[Row, ...]
@@ -131,10 +134,12 @@ def _result(run: Run) -> FinetuneResult:
     entries = masked_parameters(run.model).values()
     active = sum(int(torch.count_nonzero(entry.mask)) for entry in entries)
     batch = run.data.train.batch(torch.arange(min(2, len(run.data.train))))
+    plan = plan_of(run.model)
     return FinetuneResult(
         metrics={**run.metrics, "train_loss": run.loss},
         density=active / sum(entry.mask.numel() for entry in entries) if entries else 1.0,
         flops=None if run.algorithm is None else run.algorithm.flops,
+        flops_planned=None if run.algorithm is None or plan is None else plan.flops.sparse,
         events=tuple(run.events),
         output=run.output,
         history=tuple(run.log.history.rows),

@@ -48,7 +48,8 @@ def test_options_reach_the_run(run, files, tmp_path):
         "--method-option", "window=2", "--evaluate-every", "6", "--seed", "4", "--format", "json",
     )  # fmt: skip
     data = json.loads(run(*words).out)
-    assert data["density"] == pytest.approx(0.2, abs=1e-3) and data["flops"] > 0 and data["events"] == []
+    assert data["density"] == pytest.approx(0.2, abs=1e-3) and data["events"] == []
+    assert data["flops"] == data["flops_planned"] > 0
     assert data["checkpoints"] == f"{out}.ckpt"
     stored = checkpoint.read(tmp_path / "out.pt2.ckpt" / "last.safetensors")["run"]
     expected = {"schedule": "linear", "warmup": 0.25, "clip": 2.0, "accumulate": 2, "label_smoothing": 0.1}
@@ -99,8 +100,18 @@ def test_values_of_method_options_are_json_or_text():
         parse_method_options(["a=1", "a=2"])
 
 
-def test_a_dense_archive_loses_whole_neurons_and_then_gets_smaller(run, files, tmp_path):
-    words = ("--data", "digits", "--method", "wgsef", "--method-option", "keep=0.5", "--steps", "20")
+def test_flops_that_drifted_from_the_plan_are_shown(run, files, tmp_path):
+    words = ("finetune", files / "sparse.pt2", "--data", "digits", "--steps", "6", "--update-every", "1")
+    words += ("--method", "sparse-momentum", "--lr", "0.01", "-o", tmp_path / "out.pt2")
+    data = json.loads(run(*words, "--format", "json").out)
+    assert data["flops"] > 0 and data["flops_planned"] > 0
+    share = f"{data['flops'] / data['flops_planned']:.4g} times the planned"
+    assert f"{data['flops']:,}, {share}" in run(*words).out
+
+
+@pytest.mark.parametrize("method", ["wgsef", "group-lasso"])
+def test_a_dense_archive_loses_whole_neurons_and_then_gets_smaller(run, files, tmp_path, method):
+    words = ("--data", "digits", "--method", method, "--method-option", "keep=0.5", "--steps", "20")
     out = tmp_path / "o.pt2"
     data = json.loads(run("finetune", files / "dense.pt2", *words, "-o", out, "--format", "json").out)
     (event,) = data["events"]

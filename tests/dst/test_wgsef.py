@@ -248,11 +248,12 @@ def test_what_is_not_trained_or_not_finite_is_refused():
         optimizer.step()
 
 
-def test_it_is_made_by_name_and_works_without_a_graph():
+@pytest.mark.parametrize(("name", "kind"), [("wgsef", dst.WGSEF), ("group-lasso", dst.GroupLasso)])
+def test_it_is_made_by_name_and_works_without_a_graph(name, kind):
     model = net()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    running = dst.make("wgsef", model, optimizer, total_steps=STEPS, update_every=10, keep=0.5)
-    assert isinstance(running, dst.WGSEF)
+    running = dst.make(name, model, optimizer, total_steps=STEPS, update_every=10, keep=0.5)
+    assert isinstance(running, kind)
     steps(model, optimizer, 0, STEPS)
     assert running.groups_alive == 15
     assert running.phase == "masked"

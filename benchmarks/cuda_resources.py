@@ -66,22 +66,32 @@ def parse(log: str) -> list[Usage]:
     return sorted(found, key=lambda usage: (usage.kernel, ARCHITECTURES.index(usage.architecture)))
 
 
-def compile_log(nvcc: str, architecture: str) -> str:
-    """What the compiler says about the kernels for one architecture.
+def compile_log(nvcc: str, architecture: str, source: Path = SOURCE) -> str:
+    """What the compiler says about kernels for one architecture.
 
     Raises:
         UserError: It fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        words = [nvcc, "-std=c++17", "-O3", "-cubin", f"-arch={architecture}", "-Xptxas", "-v"]
+        words = [
+            nvcc,
+            "-std=c++17",
+            "-O3",
+            "-cubin",
+            f"-arch={architecture}",
+            "-Xptxas",
+            "-v",
+            "-I",
+            str(SOURCE.parent),
+        ]
         done = subprocess.run(
-            [*words, str(SOURCE), "-o", str(Path(folder) / "kernels.cubin")],
+            [*words, str(source), "-o", str(Path(folder) / "kernels.cubin")],
             capture_output=True,
             text=True,
             check=False,
         )
     if done.returncode:
-        raise UserError(f"{nvcc} fails on {SOURCE}: {done.stderr.strip()[-2000:]}")
+        raise UserError(f"{nvcc} fails on {source}: {done.stderr.strip()[-2000:]}")
     return done.stderr + done.stdout
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from sparsify.runtime.session_options import check_running
 from tests.runtime.graphs import sparse_mlp
 
 ON_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+NVCC = cuda.cuda_state().nvcc
 no_cuda = pytest.mark.skipif(ON_CUDA, reason="this ONNX Runtime has the CUDA provider")
 
 
@@ -126,10 +126,20 @@ def test_the_table_covers_every_kernel_and_architecture_without_spills():
     assert [row for row in rows if row["spill_stores"] or row["shared"] > 48 * 1024] == []
 
 
-@pytest.mark.skipif(
-    cuda.cuda_state().nvcc is None or sys.platform != "linux", reason="needs nvcc: set CUDA_HOME"
-)
-def test_the_compiler_that_is_here_is_found():
-    nvcc = cuda.cuda_state().nvcc
-    assert nvcc is not None
-    assert Path(nvcc).is_file()
+ONE_KERNEL = """#include "linear_gather.h"
+namespace sparsify::cuda {
+extern "C" __global__ void __launch_bounds__(128) gather_4_1(LinearArguments a) { LinearGather<4, 1>(a); }
+}
+"""
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc to compile a kernel: set CUDA_HOME")
+def test_a_kernel_compiles_without_spills_and_a_mistake_does_not_compile(tmp_path: Path):
+    source = tmp_path / "one.cu"
+    source.write_text(ONE_KERNEL, encoding="utf-8")
+    (usage,) = cuda_resources.parse(cuda_resources.compile_log(NVCC, "sm_90", source))
+    assert (usage.kernel, usage.architecture, usage.spill_stores) == ("gather_4_1", "sm_90", 0)
+    assert 0 < usage.registers <= 64
+    source.write_text(ONE_KERNEL.replace("<4, 1>", "<4>"), encoding="utf-8")
+    with pytest.raises(UserError, match="LinearGather"):
+        cuda_resources.compile_log(NVCC, "sm_90", source)

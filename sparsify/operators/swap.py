@@ -78,7 +78,7 @@ def acceleration_report(model: nn.Module) -> tuple[Decision, ...]:
 
 def _become(module: nn.Module, kind: type[nn.Linear]) -> None:
     if type(module) in (nn.Linear, SparseLinear):
-        module.__class__ = kind  # type: ignore[assignment]
+        module.__class__ = kind
 
 
 def _paths(layers: Iterable[str], known: list[str]) -> set[str]:

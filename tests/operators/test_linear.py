@@ -92,14 +92,12 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(run, (x, values, bias))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck(dtype):
-    weight, mask = drawn(20, 30, 0.2, dtype)
-    x = torch.randn(3, 5, 30, dtype=dtype, requires_grad=True)
-    bias = torch.randn(20, dtype=dtype, requires_grad=True)
+def test_opcheck():
+    weight, mask = drawn(20, 30, 0.2)
+    x = torch.randn(3, 5, 30, requires_grad=True)
+    bias = torch.randn(20, requires_grad=True)
     torch.library.opcheck(_forward, (x, weight, mask, bias))
-    torch.library.opcheck(_forward, (x.detach(), weight.detach(), mask, None))
-    dy = torch.randn(15, 20, dtype=dtype)
+    dy = torch.randn(15, 20)
     torch.library.opcheck(_backward, (dy, x.detach().reshape(15, 30), weight.detach(), mask, [True] * 3))
 
 

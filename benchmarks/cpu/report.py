@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cpu import plots, targets
 from benchmarks.cpu.cells import INT8, PEER, Cell
-from benchmarks.cpu.results import Row, by_place, machines, rows, slower
+from benchmarks.cpu.results import Row, machines, rows, slower
 from benchmarks.study.document import NOT_RUN, refresh, table
 from benchmarks.study.ledger import Ledger
 
@@ -75,13 +75,13 @@ def linear_table(ledger: Ledger[Cell]) -> str:
 
 def grid_table(ledger: Ledger[Cell]) -> str:
     """One layer over sparsities, batch sizes and threads, beside the peer where it was measured."""
-    peer, lines = by_place(rows(ledger, "grid", PEER)), []
-    for place, row in by_place(rows(ledger, "grid")).items():
-        beside = peer.get(place)
+    peer, lines = _peers(ledger, "grid"), []
+    for row in rows(ledger, "grid"):
+        beside = peer.get(row.place)
         over = None if beside is None else row.speedup / beside.speedup
         lines.append(
             [
-                f"{row.sparsity:.0%}, {_threads(row)}",
+                f"{row.sparsity:.0%}, {_threads(row)}{_tuned(row)}",
                 str(row.batch),
                 _microseconds(row.values["dense_ms"]),
                 _microseconds(row.values["sparse_ms"]),
@@ -99,15 +99,14 @@ def grid_table(ledger: Ledger[Cell]) -> str:
 
 def network_table(ledger: Ledger[Cell], part: str) -> str:
     """Whole networks: ours, the peer, and dense int8 where they were measured."""
-    peer, lines = by_place(rows(ledger, part, PEER)), []
-    for place, row in by_place(rows(ledger, part)).items():
-        model, pattern, sparsity, batch, _ = place
-        limits = targets.NETWORKS.get((model, pattern, sparsity, batch))
-        beside = peer.get(place)
+    peer, lines = _peers(ledger, part), []
+    for row in rows(ledger, part):
+        limits = targets.NETWORKS.get(row.place[:4])
+        beside = peer.get(row.place)
         lines.append(
             [
-                f"{model}, {sparsity:.0%}, {_threads(row)}{', tuned' if row.cell.tune else ''}",
-                str(batch),
+                f"{row.cell.model}, {row.sparsity:.0%}, {_threads(row)}{_tuned(row)}",
+                str(row.batch),
                 f"{row.values['dense_ms']:.1f}",
                 f"{row.values['sparse_ms']:.1f}",
                 *_speedup(row, limits or (targets.NEVER_SLOWER, 1.0)),
@@ -136,7 +135,7 @@ def iso_table(ledger: Ledger[Cell]) -> str:
         low, high = (1 / bound for bound in reversed(row.values["range"]))
         lines.append(
             [
-                f"{row.cell.model}, {row.cell.pattern}, {_threads(row)}{', tuned' if row.cell.tune else ''}",
+                f"{row.cell.model}, {row.cell.pattern}, {_threads(row)}{_tuned(row)}",
                 f"{row.values['flops_ratio']:.4f}",
                 f"{row.values['dense_ms']:.1f}",
                 f"{row.values['sparse_ms']:.1f}",
@@ -200,6 +199,10 @@ def slower_table(ledger: Ledger[Cell]) -> str:
     return "No sparse node took longer than its dense self." if measured else NOT_RUN
 
 
+def _peers(ledger: Ledger[Cell], part: str) -> dict[tuple[str, str, float, int, int], Row]:
+    return {row.place: row for row in rows(ledger, part, PEER)}
+
+
 def _losing(ledger: Ledger[Cell], part: str) -> list[Row]:
     return [row for row in rows(ledger, part) if row.speedup < targets.NEVER_SLOWER]
 
@@ -212,7 +215,7 @@ def _place(row: Row) -> dict[str, Any]:
 def _met_in_grid(speedup: float, over: float | None) -> str:
     missed = ["dense"] * (speedup < targets.NEVER_SLOWER)
     missed += ["DeepSparse"] * (over is not None and over < targets.OVER_PEER)
-    return f"**missed: {', '.join(missed)}**" if missed else "floor"
+    return f"**missed: {', '.join(missed)}**" if missed else "yes"
 
 
 def _speedup(row: Row, limits: tuple[float, float] | None) -> Sequence[str]:
@@ -245,6 +248,10 @@ def _count(layouts: Mapping[str, int]) -> str:
 
 def _microseconds(milliseconds: float) -> str:
     return f"{1e3 * milliseconds:,.0f}"
+
+
+def _tuned(row: Row) -> str:
+    return ", tuned" if row.cell.tune else ""
 
 
 def _threads(row: Row) -> str:

@@ -37,6 +37,11 @@ class Row:
         return float(self.values["sparsity"])
 
     @property
+    def place(self) -> tuple[str, str, float, int, int]:
+        """Model, mask, sparsity, batch size and threads."""
+        return self.cell.model, self.cell.pattern, self.sparsity, self.batch, self.cell.threads
+
+    @property
     def speedup(self) -> float:
         """Dense time over this one's."""
         return float(self.values["speedup"])
@@ -86,13 +91,6 @@ def _ceiling(values: Mapping[str, Any], machine: Machine | None) -> Ceiling | No
     if machine is None or "works" not in values:
         return None
     return ceiling(from_json(values["works"]), machine, int(values["size"]))
-
-
-def by_place(found: list[Row]) -> dict[tuple[str, str, float, int, int], Row]:
-    """Rows by model, mask, sparsity, batch size and threads."""
-    return {
-        (row.cell.model, row.cell.pattern, row.sparsity, row.batch, row.cell.threads): row for row in found
-    }
 
 
 def slower(

@@ -105,7 +105,7 @@ def _model(nodes, weights, x):
         nodes,
         "test",
         [info("x", TensorProto.FLOAT, ["batch", *x])],
-        [info("y", TensorProto.FLOAT, None)],
+        [info("y", TensorProto.FLOAT, ["batch", "size"])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)

@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 NATIVE := $(shell find sparsify/runtime/native -type f 2>/dev/null) CMakeLists.txt
 CPP := $(shell find sparsify/runtime/native tests/native examples/c -name '*.cc' -o -name '*.cu' -o -name '*.h' -o -name '*.c' 2>/dev/null)
 
-.PHONY: install demo test test-coverage test-neon test-sanitize check format clean
+.PHONY: install demo test test-coverage test-gpu test-neon test-sanitize check format clean
 
 install: $(STAMP)
 
@@ -28,6 +28,11 @@ test: install
 # Every model of the coverage table in every family, sparsity and scope: hours, not minutes.
 test-coverage: install
 	SPARSIFY_COVERAGE=all $(BIN)/python -m pytest tests/coverage --timeout 900
+
+# The GPU kernels against their reference and beside the libraries' own, on a CUDA device; fails without one.
+test-gpu: install
+	$(BIN)/python -m pytest -n 0 -rs tests/gpu
+	$(BIN)/python -m benchmarks.gpu
 
 # The native test programs (tests/native), built beside the installed library.
 CONFIGURE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSIFY_TESTS=ON -DSPARSIFY_WERROR=ON -DSPARSIFY_CUDA=OFF

@@ -3,10 +3,10 @@
     python -m benchmarks.gpu [--layer 4096x4096] [--batch 1,16,256] [--kind float16,tf32] [--output FOLDER]
 
 In one process, round by round: cuBLAS dense (float32 with TF32 where the kind says tf32), cuSPARSE through
-torch's CSR products, torch's BSR and semi-structured products, and every layout of ours. A time is the median over
-rounds of `triton.testing.do_bench`, which clears the L2 cache between calls. Shares are of the data sheet's
-bandwidth and of the rate of the unit that multiplies; they are left out for GPUs whose data sheet is not in here.
-Writes OUTPUT/measured.json and OUTPUT/measured.md. Refuses where there is no CUDA device.
+torch's CSR products, torch's BSR and semi-structured products, and every layout of ours. A time is the median
+over rounds of `triton.testing.do_bench`, which clears the L2 cache between calls. Shares are of the data
+sheet's bandwidth and of the rate of the unit that multiplies; they are left out for GPUs whose data sheet is
+not in here. Writes OUTPUT/measured.json and OUTPUT/measured.md. Refuses where there is no CUDA device.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(
             "no CUDA device: torch finds none, so there is nothing to measure. Run this on a machine with an "
-            "NVIDIA GPU, its driver and a CUDA build of torch; docs/results/gpu.md has what can be said without",
+            "NVIDIA GPU, its driver and a CUDA build of torch; docs/results/gpu.md is what can be said now",
             file=sys.stderr,
         )
         return 1

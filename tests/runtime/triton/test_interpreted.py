@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="there is no Triton for this system")
 FOLDER = Path(__file__).parent / "interpreted"
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets already")
 def test_kernels_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(FOLDER)]

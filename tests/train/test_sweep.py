@@ -3,11 +3,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -88,9 +87,21 @@ def test_every_cell_has_a_result_and_equal_runs_are_run_once(traced, runs, tmp_p
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_finished_cells_are_not_run_again_and_the_grid_can_grow(traced, runs, tmp_path):
-    first = sparsify.sweep(traced, points(), output=tmp_path, **GRID)
-    runs.clear()
+@pytest.fixture(scope="module")
+def swept(traced, tmp_path_factory):
+    """A finished sweep of the grid and its folder."""
+    folder = tmp_path_factory.mktemp("swept")
+    return sparsify.sweep(traced, points(), output=folder, **GRID), folder
+
+
+@pytest.fixture
+def first(swept, tmp_path):
+    """The finished sweep, with a copy of its files in the test's own folder."""
+    shutil.copytree(swept[1], tmp_path, dirs_exist_ok=True)
+    return swept[0]
+
+
+def test_finished_cells_are_not_run_again_and_the_grid_can_grow(traced, runs, first, tmp_path):
     again = sparsify.sweep(traced, points(), output=tmp_path, **GRID)
     assert runs == [] and again.outcomes == first.outcomes
     grown = sparsify.sweep(traced, points(), output=tmp_path, **{**GRID, "lrs": [2**-9, 2**-7, 2**-5]})
@@ -99,13 +110,11 @@ def test_finished_cells_are_not_run_again_and_the_grid_can_grow(traced, runs, tm
 
 
 @pytest.mark.parametrize("kept", [0.3, 1.0])
-def test_half_a_last_line_is_cut_off(traced, runs, tmp_path, kept):
-    first = sparsify.sweep(traced, points(), output=tmp_path, **GRID)
+def test_half_a_last_line_is_cut_off(traced, runs, first, tmp_path, kept):
     file = tmp_path / "cells.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     torn = lines[3][: int(kept * len(lines[3])) - 1]
     file.write_bytes(b"".join(lines[:3]) + torn)
-    runs.clear()
     again = sparsify.sweep(traced, points(), output=tmp_path, **GRID)
     assert losses(again) == losses(first)
     assert 0 < len(runs) < 6
@@ -113,32 +122,34 @@ def test_half_a_last_line_is_cut_off(traced, runs, tmp_path, kept):
 
 
 def test_a_killed_sweep_goes_on_to_the_same_numbers(traced, tmp_path):
-    options = {**GRID, "lrs": [2**-k for k in range(10, 4, -1)], "steps": 30, "progress": False}
+    options = {**GRID, "lrs": [2**-k for k in range(10, 5, -1)], "steps": 20, "progress": False}
     script = f"""
-import torch, sparsify
+import os, signal, threading, torch, sparsify
+from sparsify.train import sweep
 from tests.train.tasks import points
 from tests.train.test_sweep import network
 torch.set_num_threads(1)
 traced = sparsify.trace(network(), (torch.zeros(2, 6),))
+original, cells = sweep.run_cell, []
+def run_cell(variants, data, cell, training):
+    cells.append(cell)
+    if len(cells) == 4:
+        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return original(variants, data, cell, training)
+sweep.run_cell = run_cell
 sparsify.sweep(traced, points(), output={str(tmp_path)!r}, **{options!r})
 """
-    process = subprocess.Popen([sys.executable, "-c", script])
-    file = tmp_path / "cells.jsonl"
-    deadline = time.monotonic() + 120
-    while not file.exists() or file.read_bytes().count(b"\n") < 5:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = file.read_bytes().count(b"\n") - 1
-    assert 4 <= done < 24 and not (tmp_path / "sweep.json").exists()
+    process = subprocess.run([sys.executable, "-c", script], check=False, timeout=240)
+    assert process.returncode == -signal.SIGKILL
+    done = (tmp_path / "cells.jsonl").read_bytes().count(b"\n") - 1
+    assert 4 <= done < 20 and not (tmp_path / "sweep.json").exists()
     resumed = sparsify.sweep(traced, points(), output=tmp_path, **options)
     assert losses(resumed) == pytest.approx(losses(sparsify.sweep(traced, points(), **options)))
     assert (tmp_path / "sweep.json").exists()
 
 
+@pytest.mark.usefixtures("first")
 def test_the_file_of_another_sweep_is_refused(traced, tmp_path):
-    sparsify.sweep(traced, points(), output=tmp_path, **GRID)
     before = (tmp_path / "cells.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"another sweep: steps \(was 6, is 7\)"):
         sparsify.sweep(traced, points(), output=tmp_path, **{**GRID, "steps": 7})

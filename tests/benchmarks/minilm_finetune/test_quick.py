@@ -7,11 +7,20 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.minilm_finetune import latency
 from benchmarks.minilm_finetune.source import functions
 from benchmarks.minilm_finetune.study import FULL, QUICK
 from benchmarks.study.command import command
 
 pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_repeats():
+    """Of every timing, so that a median is taken."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "REPEATS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")

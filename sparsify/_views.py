@@ -204,6 +204,8 @@ def bench(out: Output, data: Mapping[str, Any]) -> None:
         )
         rows.append((row["model"], row["batch"], row["threads"], *cells))
     out.table("latency", columns, rows)
+    if data["provider"] == "cuda":
+        out.line("on the GPU, inputs and outputs in its memory; dense products in TF32")
     if data["speedup"] is None:
         out.line(f"no speedup: {data['baseline']['reason']}")
     else:

@@ -25,6 +25,8 @@ needs_compiler = pytest.mark.skipif(
     reason="the stub driver needs Linux and a C++ compiler: set CXX",
 )
 
+pytestmark = pytest.mark.timeout(900)  # two programs are compiled, which takes long beside other work
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

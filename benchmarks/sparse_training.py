@@ -98,7 +98,7 @@ def model_calls(name: str, sparsity: float) -> tuple[dict[str, Call], list[dict[
         for layer in layers[1:-1] if name.startswith("resnet") else layers[:-1]:
             mask_layer(layer, sparsity)
         if contestant == "sparsify":
-            sparsify.accelerate(model)
+            sparsify.accelerate(model, rows=batch()[0].numel())
             decisions = [vars(decision) for decision in sparsify.acceleration_report(model)]
         optimizer = optim.AdamW(model.parameters(), lr=1e-4)
 

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsify.errors import UserError
 from sparsify.masks import MaskedParameter, masked_parameters, unwrapped
-from sparsify.operators.decisions import LEAST_GAIN, Decision, estimated_gain
+from sparsify.operators.decisions import LEAST_GAIN, ROWS, Decision, estimated_gain
 from sparsify.operators.layer import SparseLinear
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -20,7 +20,11 @@ _REPORTS: MutableMapping[nn.Module, tuple[Decision, ...]] = WeakIdKeyDictionary(
 
 
 def accelerate(
-    model: Model, *, layers: Iterable[str] | None = None, min_sparsity: float | None = None
+    model: Model,
+    *,
+    layers: Iterable[str] | None = None,
+    min_sparsity: float | None = None,
+    rows: int = ROWS,
 ) -> Model:
     """Lets masked linear layers run on kernels for sparse weights, in training and inference.
 
@@ -33,22 +37,25 @@ def accelerate(
         layers: Paths of layers, with shell wildcards; only these are considered.
         min_sparsity: Share of zeros from which a layer runs sparse; by default where an estimate of the time
             of a training step says that it wins.
+        rows: Rows that reach a layer in a step, for the estimate: the batch, times the length of sequences.
 
     Returns:
         The same model.
 
     Raises:
-        UserError: When the model has no mask, `min_sparsity` lies outside [0, 1], or a path fits no masked
-            layer.
+        UserError: When the model has no mask, `min_sparsity` lies outside [0, 1], `rows` is not positive, or
+            a path fits no masked layer.
     """
     if min_sparsity is not None and not 0.0 <= min_sparsity <= 1.0:
         raise UserError(f"min_sparsity must lie in [0, 1], got {min_sparsity}")
+    if rows < 1:
+        raise UserError(f"rows must be at least 1, got {rows}")
     bare = unwrapped(model)
     entries = {fqn.rpartition(".")[0]: entry for fqn, entry in masked_parameters(bare).items()}
     if not entries:
         raise UserError("no parameter of this model has a mask: transform it first (sparsify.transform)")
     paths = None if layers is None else _paths(layers, list(entries))
-    decisions = tuple(_decide(fqn, entry, paths, min_sparsity) for fqn, entry in entries.items())
+    decisions = tuple(_decide(fqn, entry, paths, min_sparsity, rows) for fqn, entry in entries.items())
     for decision in decisions:
         _become(entries[decision.fqn].owner, SparseLinear if decision.sparse else nn.Linear)
     _REPORTS[bare] = decisions
@@ -91,7 +98,9 @@ def _paths(layers: Iterable[str], known: list[str]) -> set[str]:
     return chosen
 
 
-def _decide(fqn: str, entry: MaskedParameter, paths: set[str] | None, min_sparsity: float | None) -> Decision:
+def _decide(
+    fqn: str, entry: MaskedParameter, paths: set[str] | None, min_sparsity: float | None, rows: int
+) -> Decision:
     owner, density = entry.owner, entry.density
 
     def decision(sparse: bool, reason: str) -> Decision:
@@ -111,5 +120,7 @@ def _decide(fqn: str, entry: MaskedParameter, paths: set[str] | None, min_sparsi
         return decision(enough, f"{1 - density:.1%} of its weights are zero, asked for {min_sparsity:.1%}")
     if entry.param.is_cuda:
         return decision(False, "nothing is measured on GPUs to estimate from: name min_sparsity")
-    gain = estimated_gain(entry.param.shape[0], entry.param.shape[1], density)
-    return decision(gain >= LEAST_GAIN, f"a training step is estimated at {gain:.2f} times the dense speed")
+    gain = estimated_gain(entry.param.shape[0], entry.param.shape[1], density, rows)
+    return decision(
+        gain >= LEAST_GAIN, f"a training step of {rows} rows is estimated at {gain:.2f} times the dense speed"
+    )

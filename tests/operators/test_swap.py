@@ -11,7 +11,7 @@ from torch import nn, optim
 import sparsify
 from sparsify import dst
 from sparsify.errors import UserError
-from sparsify.masks import masked_parameters, parse_pattern, set_mask
+from sparsify.masks import gradient_mask, masked_parameters, parse_pattern, set_mask
 from sparsify.operators import SparseLinear
 from sparsify.operators.decisions import estimated_gain
 
@@ -126,12 +126,14 @@ def test_the_estimate_falls_with_density_and_rises_with_size():
     assert estimated_gain(3072, 768, 0.05) > estimated_gain(3072, 768, 0.1) > estimated_gain(3072, 768, 0.5)
     assert estimated_gain(3072, 768, 0.1) > estimated_gain(64, 64, 0.1)
     assert estimated_gain(3072, 768, 1.0) < 1
+    assert estimated_gain(192, 768, 0.1, 4096) > estimated_gain(192, 768, 0.1, 16)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"min_sparsity": 1.5}, "min_sparsity"),
+        ({"rows": 0}, "rows"),
         ({"layers": ["7"]}, "fits no masked layer"),
     ],
 )
@@ -185,3 +187,20 @@ def test_transform_save_load_and_export_while_accelerated(tmp_path):
     loaded(x).sum().backward()
     for entry in masked_parameters(loaded).values():
         assert not entry.param.grad[~entry.mask].any()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dense_gradients_are_there_for_methods_that_ask(compiled):
+    model = sparsify.accelerate(masked(), min_sparsity=0.0)
+    run = torch.compile(model, backend="aot_eager") if compiled else model
+    x = torch.randn(32, 24)
+    run(x).square().sum().backward()
+    layer = model[0]
+    before = layer.weight.grad.clone()
+    collected = []
+    gradient_mask(layer.weight).collector = lambda grad: collected.append(grad.clone())
+    model.zero_grad()
+    run(x).square().sum().backward()
+    assert collected[0][~layer.weight_mask].count_nonzero() > 100
+    torch.testing.assert_close(collected[0] * layer.weight_mask, before, rtol=1e-3, atol=1e-3)
+    assert not layer.weight.grad[~layer.weight_mask].any()

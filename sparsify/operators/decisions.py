@@ -1,18 +1,20 @@
 """Which layers run sparse, and why the others do not.
 
 The estimate counts what a training step of a layer costs, in nanoseconds of one thread: a dense one for each
-weight and row of the batch, a sparse one for each active weight and row, for bringing the rows of inputs and
-outputs into panels and back, for reading the weight and writing its gradient where they lie, dense, and for
-the calls. The figures are fitted to docs/results/sparse_training/README.md's; mostly their ratios count.
+weight and row of the batch, more in a narrow layer; a sparse one for each active weight and row, for bringing
+the rows of inputs and outputs into panels and back, for reading the weight and writing its gradient where they
+lie, dense, and for the calls. The figures are fitted to docs/results/sparse_training/README.md's; mostly their
+ratios count.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-DENSE = 0.055
+DENSE = 0.052
+NARROW = 48
 ACTIVE = 0.12
-PANELS = 4.0
+PANELS = 2.4
 STORED = 0.85
 CALLS = 300e3
 ROWS = 512
@@ -48,6 +50,6 @@ def estimated_gain(out_features: int, in_features: int, density: float, rows: in
         rows: Of the batch.
     """
     weights = out_features * in_features
-    dense = DENSE * weights * rows
+    dense = DENSE * (1 + NARROW / min(out_features, in_features)) * weights * rows
     panels = PANELS * (out_features + in_features) * rows
     return dense / (ACTIVE * density * weights * rows + panels + STORED * weights + CALLS)

@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _stop("the worker was killed (memory?); started again, it goes on where it was")
         failures = training.failures
     folder.mkdir(parents=True, exist_ok=True)
-    found = tables.report(ledger, folder, None if args.quick else args.output.with_suffix(".md"))
+    document = args.output.with_suffix(".md")
+    found = tables.report(ledger, folder, document if document.exists() and not args.quick else None)
     _summarise(ledger, folder, found)
     for cell, reason in failures.items():
         print(f"failed: {tables.label(cell)}: {reason}", file=sys.stderr)

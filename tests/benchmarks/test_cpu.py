@@ -74,7 +74,17 @@ def test_few_rows_are_bound_by_the_bytes_of_the_weights():
     assert found.seconds == pytest.approx((1415580 + 15360) / 20e9)
 
 
-def test_the_machine_is_measured_and_kept():
+@pytest.fixture(scope="module")
+def brief():
+    """A machine that is measured in a moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "_FAR", (1 << 20, 4 << 20))
+        patch.setattr(machine, "_SAMPLE", 2e-4)
+        patch.setattr(machine, "_REPEATS", 3)
+        yield
+
+
+def test_the_machine_is_measured_and_kept(brief):
     found = machine.measure(1)
     assert found.peak > 0.1
     assert len(found.reads) > 2 and min(rate for _, rate in found.reads) > 0
@@ -255,7 +265,7 @@ PARTS_OF_LAYERS = ("--part", "linear", "--part", "grid")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(brief, tmp_path_factory):
     """The output folder of a quick run of layers."""
     folder = tmp_path_factory.mktemp("cpu")
     assert _run(folder, *PARTS_OF_LAYERS) == 0

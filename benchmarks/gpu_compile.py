@@ -37,10 +37,14 @@ CASES = {
     "blocks-64x64": {
         "float16": (*_SMALL_AND_LARGE, *_GRADIENTS),
         "bfloat16": _SMALL_AND_LARGE[1:],
-        "tf32": _SMALL_AND_LARGE,
-        "float32": _SMALL_AND_LARGE[1:],
+        "tf32": (*_SMALL_AND_LARGE, *_GRADIENTS),
+        "float32": (*_SMALL_AND_LARGE[1:], *_GRADIENTS),
     },
-    "nm-2:4": {"float16": (*_SMALL_AND_LARGE, *_GRADIENTS), "tf32": _SMALL_AND_LARGE[1:]},
+    "nm-2:4": {
+        "float16": (*_SMALL_AND_LARGE, *_GRADIENTS),
+        "tf32": (*_SMALL_AND_LARGE[1:], *_GRADIENTS),
+        "float32": (*_SMALL_AND_LARGE[1:], *_GRADIENTS),
+    },
 }
 """Operations and batches by layout and type."""
 

@@ -20,15 +20,15 @@ from sparsify.runtime.triton.packed import Blocks
 
 SMALL = Config("few", batch=16, warps=2, stages=4)
 MIDDLE = Config("middle", batch=64, warps=4, stages=3)
-LARGE = Config("many", batch=128, warps=8, stages=3)
+LARGE, EXACT = Config("many", batch=128), Config("many-exact", batch=128, warps=8)
 GRADIENT_CONFIGS = (Config("gradient", batch=64, stages=3), Config("gradient-short", batch=32, stages=4))
 
 
-def configs_for(batch: int) -> tuple[Config, ...]:
-    """Tiles of the batch to try, the best guess first."""
+def configs_for(batch: int, unrounded: bool) -> tuple[Config, ...]:
+    """Tiles of the batch to try, the best guess first; exact products need more registers."""
     if batch <= 16:
         return (SMALL,)
-    return (MIDDLE, SMALL) if batch <= 64 else (LARGE, MIDDLE)
+    return (MIDDLE, SMALL) if batch <= 64 else (EXACT if unrounded else LARGE, MIDDLE)
 
 
 def numbers(x: Tensor) -> dict[str, Any]:
@@ -152,6 +152,11 @@ def blocks_gradient(
     tl.store(gradient + block.to(tl.int64) * (R * C) + inside, sums.to(gradient.dtype.element_ty))
 
 
+def exact(x: Tensor) -> bool:
+    """Whether x is float32 that must not be rounded to TF32."""
+    return x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+
+
 def forward(x: Tensor, packed: Blocks, bias: Tensor | None, activation: str) -> Tensor:
     """activation(X · Wᵀ + bias): X `[batch, in]`, Y `[batch, out]`."""
     return _product(x, packed, bias, activation, transposed=False)
@@ -192,7 +197,7 @@ def _product(x: Tensor, packed: Blocks, bias: Tensor | None, activation: str, *,
         combine(parts, bias, y, activation)
 
     key = tuning.key_of("blocks", x, packed.values, transposed, packed.shape, (R, C), packed.longest)
-    tuning.run((*key, tuning.bucket(batch)), configs_for(batch), call, x.device)
+    tuning.run((*key, exact(x), tuning.bucket(batch)), configs_for(batch, exact(x)), call, x.device)
     return y
 
 

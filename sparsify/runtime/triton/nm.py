@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsify.runtime.triton import tuning
-from sparsify.runtime.triton.blocks import multiplied, numbers
+from sparsify.runtime.triton.blocks import exact, multiplied, numbers
 from sparsify.runtime.triton.epilogue import combine, parts_like, store_tile
 from sparsify.runtime.triton.language import tl, triton
 from sparsify.runtime.triton.launch import Config, start
@@ -24,8 +24,8 @@ SEMI_STRUCTURED_BATCH = 64
 """From so many rows of X on, float16 and bfloat16 2:4 weights go through torch's semi-structured product."""
 
 INPUTS = 64
-SMALL = Config("few", batch=16, entries=32, warps=4, stages=4)
-MIDDLE = Config("middle", batch=64, entries=64, warps=4, stages=3)
+SMALL = Config("few", batch=16, entries=32, warps=8, stages=4)
+MIDDLE = Config("middle", batch=64, entries=64, warps=8, stages=3)
 LARGE = Config("many", batch=128, entries=64, warps=8, stages=3)
 GRADIENT = Config("gradient", batch=64, entries=64, warps=8, stages=2)
 
@@ -38,11 +38,11 @@ _CLOSE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def configs_for(batch: int) -> tuple[Config, ...]:
-    """Tiles of the batch and of the outputs to try, the best guess first."""
-    if batch <= 16:
+def configs_for(batch: int, x: Tensor) -> tuple[Config, ...]:
+    """Tiles of the batch and of the outputs to try, the best guess first: as large as registers allow."""
+    if batch <= 16 or exact(x):
         return (SMALL,)
-    return (MIDDLE, SMALL) if batch <= 64 else (LARGE, MIDDLE)
+    return (MIDDLE, SMALL) if batch <= 64 or x.dtype.itemsize > 2 else (LARGE, MIDDLE)
 
 
 @triton.jit
@@ -152,6 +152,8 @@ def nm_input_gradient(
         row = begin + lane
         slope = tl.load(line + row[None, :], mask=live & (row < rows)[None, :], other=0.0)
         tile = expanded(values, indices, row, group, rows, groups, OUT, GROUPS, N, M, BITS)
+        # Zero there already; but Triton 3.7 fails on a TF32 operand for sm_90 that comes from a reshape.
+        tile = tl.where((row < rows)[:, None], tile, 0.0)
         sums = multiplied(slope, tile.to(slope.dtype), sums, PRECISION, WIDEN)
     k = tl.program_id(0) % tiles * (GROUPS * M) + tl.arange(0, GROUPS * M)
     store_tile(sums, None, dx, batches, k, batch, groups * M, 0, 1, "none")
@@ -241,7 +243,7 @@ def forward(x: Tensor, packed: NM, bias: Tensor | None, activation: str) -> Tens
         combine(parts, bias, y, activation)
 
     key = tuning.key_of("nm", x, packed.values, packed.shape, packed.n, packed.m, tuning.bucket(batch))
-    tuning.run(key, configs_for(batch), call, x.device)
+    tuning.run((*key, exact(x)), configs_for(batch, x), call, x.device)
     return y
 
 
@@ -257,7 +259,7 @@ def input_gradient(dy: Tensor, packed: NM) -> Tensor:
         start(nm_input_gradient, (tiles * triton.cdiv(batch, config.batch),), arguments, config)
 
     key = tuning.key_of("nm_input_gradient", dy, packed.values, packed.shape, packed.n, packed.m)
-    tuning.run((*key, tuning.bucket(batch)), configs_for(batch), call, dy.device)
+    tuning.run((*key, exact(dy), tuning.bucket(batch)), configs_for(batch, dy), call, dy.device)
     return dx
 
 

@@ -2,9 +2,9 @@
 
 The estimate counts what a training step of a layer costs, in nanoseconds of one thread: a dense one for each
 weight and row of the batch, more in a narrow layer; a sparse one for each active weight and row, for bringing
-the rows of inputs and outputs into panels and back, for reading the weight and writing its gradient where they
-lie, dense, and for the calls. The figures are fitted to docs/results/sparse_training/README.md's; mostly their
-ratios count.
+the rows of inputs and outputs into panels and back, for reading the weight and writing its gradient where
+they lie, dense, and for the calls. The figures are fitted to docs/results/sparse_training/README.md's; mostly
+their ratios count.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from sparsify import lowering, runtime
 from sparsify.runtime.feeds import make_feeds
 from sparsify.runtime.node_profile import SparseWeight, product_of, sparse_weights
 
-_PROFILE_ROUNDS = 4
-_PROFILE_RUNS = 3
+_PROFILE_ROUNDS = 2
+_PROFILE_RUNS, _PROFILE_RUNS_OF_FAST, _FAST_MS = 2, 6, 100.0
 _SLOWER = 1.05
 
 
@@ -53,7 +53,8 @@ def time_network(
         for batch in cell.batches:
             feeds = make_feeds(onnx.load(plain, load_external_data=False), batch)
             found = compare(_calls(sessions, feeds), seconds)
-            profiles = _profiles(files, cell.threads, feeds)
+            runs = _PROFILE_RUNS_OF_FAST if found["ms"]["dense"] < _FAST_MS else _PROFILE_RUNS
+            profiles = _profiles(files, cell.threads, feeds, runs)
             rows.append(
                 shared
                 | {"batch": batch, "dense_ms": found["ms"]["dense"], "sparse_ms": found["ms"]["sparse"]}
@@ -77,14 +78,14 @@ def _calls(
 
 
 def _profiles(
-    files: Mapping[str, Path], threads: int, feeds: Mapping[str, Any]
+    files: Mapping[str, Path], threads: int, feeds: Mapping[str, Any], runs: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Times of every node of both files, in alternating blocks of runs."""
     sessions = {name: runtime.Session(file, threads=threads, profile=True) for name, file in files.items()}
     for _ in range(_PROFILE_ROUNDS):
         for session in sessions.values():
             time.sleep(0.05)
-            for _ in range(_PROFILE_RUNS):
+            for _ in range(runs):
                 session.run(feeds)
     return {name: session.profile() for name, session in sessions.items()}
 

@@ -24,11 +24,11 @@ LARGE, EXACT = Config("many", batch=128), Config("many-exact", batch=128, warps=
 GRADIENT_CONFIGS = (Config("gradient", batch=64, stages=3), Config("gradient-short", batch=32, stages=4))
 
 
-def configs_for(batch: int, unrounded: bool) -> tuple[Config, ...]:
-    """Tiles of the batch to try, the best guess first; exact products need more registers."""
+def configs_for(batch: int, x: Tensor) -> tuple[Config, ...]:
+    """Tiles of the batch to try, the best guess first: as large as registers allow."""
     if batch <= 16:
         return (SMALL,)
-    return (MIDDLE, SMALL) if batch <= 64 else (EXACT if unrounded else LARGE, MIDDLE)
+    return (MIDDLE, SMALL) if batch <= 64 else large_tiles(x)
 
 
 def numbers(x: Tensor) -> dict[str, Any]:
@@ -157,6 +157,13 @@ def exact(x: Tensor) -> bool:
     return x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
 
 
+def large_tiles(x: Tensor) -> tuple[Config, ...]:
+    """Tiles for batches above 64: the largest in TF32 spills on sm_89, exact products need more warps."""
+    if exact(x):
+        return EXACT, MIDDLE
+    return (MIDDLE,) if x.dtype.itemsize > 2 else (LARGE, MIDDLE)
+
+
 def forward(x: Tensor, packed: Blocks, bias: Tensor | None, activation: str) -> Tensor:
     """activation(X · Wᵀ + bias): X `[batch, in]`, Y `[batch, out]`."""
     return _product(x, packed, bias, activation, transposed=False)
@@ -197,7 +204,7 @@ def _product(x: Tensor, packed: Blocks, bias: Tensor | None, activation: str, *,
         combine(parts, bias, y, activation)
 
     key = tuning.key_of("blocks", x, packed.values, transposed, packed.shape, (R, C), packed.longest)
-    tuning.run((*key, exact(x), tuning.bucket(batch)), configs_for(batch, exact(x)), call, x.device)
+    tuning.run((*key, exact(x), tuning.bucket(batch)), configs_for(batch, x), call, x.device)
     return y
 
 

@@ -24,7 +24,7 @@ SEMI_STRUCTURED_BATCH = 64
 """From so many rows of X on, float16 and bfloat16 2:4 weights go through torch's semi-structured product."""
 
 INPUTS = 64
-SMALL = Config("few", batch=16, entries=32, warps=8, stages=4)
+SMALL, WIDE = (Config("few", batch=16, entries=32, warps=warps, stages=4) for warps in (4, 8))
 MIDDLE = Config("middle", batch=64, entries=64, warps=8, stages=3)
 LARGE = Config("many", batch=128, entries=64, warps=8, stages=3)
 GRADIENT = Config("gradient", batch=64, entries=64, warps=8, stages=2)
@@ -41,8 +41,8 @@ _CLOSE: dict[str, Callable[[Tensor], Tensor]] = {
 def configs_for(batch: int, x: Tensor) -> tuple[Config, ...]:
     """Tiles of the batch and of the outputs to try, the best guess first: as large as registers allow."""
     if batch <= 16 or exact(x):
-        return (SMALL,)
-    return (MIDDLE, SMALL) if batch <= 64 or x.dtype.itemsize > 2 else (LARGE, MIDDLE)
+        return (few(x),)
+    return (MIDDLE, few(x)) if batch <= 64 or x.dtype.itemsize > 2 else (LARGE, MIDDLE)
 
 
 @triton.jit
@@ -203,6 +203,11 @@ def nm_weight_gradient(
         here = place_at(indices, first + j, stored, BITS)[:, :, None] == tl.arange(0, M)[None, None, :]
         kept = tl.sum(tl.where(here, dense, 0.0), axis=2)
         tl.store(gradient + first + j, kept.to(gradient.dtype.element_ty), mask=stored)
+
+
+def few(x: Tensor) -> Config:
+    """The smallest tile: wide types need more warps to hold theirs."""
+    return WIDE if x.dtype.itemsize > 2 else SMALL
 
 
 def _shape_arguments(packed: NM, config: Config) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.cpu.cells import Cell
 from benchmarks.cpu.rounds import compare
-from benchmarks.cpu.work import sparse_work
+from benchmarks.cpu.work import Work, sparse_work
 from sparsify import lowering, runtime
 from sparsify.runtime.layer_bench import parse_linear
 from sparsify.runtime.layer_weights import masked_weight, natural_layout
@@ -107,9 +107,9 @@ def _described(lowered: Path, batch: int, cell: Cell) -> dict[str, Any]:
     outputs, inputs = parse_linear(cell.model).weight
     moved = 4.0 * batch * (inputs + outputs)
     if weight is None:
-        work = {"flops": 2.0 * batch * inputs * outputs, "loads": 0.0, "near": 0.0}
-        far = 4.0 * inputs * outputs + moved
-        return {"layout": "dense", "works": [work | {"far": far}], "size": int(far)}
+        size = 4 * inputs * outputs
+        work = Work(2.0 * batch * inputs * outputs, 0.0, 0.0, size, moved)
+        return {"layout": "dense", "works": [work.to_json()], "size": size}
     work_of_it = sparse_work(
         weight.shape,
         weight.nonzeros,
@@ -119,8 +119,7 @@ def _described(lowered: Path, batch: int, cell: Cell) -> dict[str, Any]:
         vector=vector_bytes(),
         moved=moved,
     )
-    size = int(weight.nbytes + moved)
-    return {"layout": weight.layout, "works": [work_of_it.to_json()], "size": size}
+    return {"layout": weight.layout, "works": [work_of_it.to_json()], "size": weight.nbytes}
 
 
 def _bound_call(session: runtime.Session, x: Array) -> Callable[[], object]:

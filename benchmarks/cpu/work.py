@@ -8,7 +8,8 @@ in it, so a network's share tells the worst that can be said of its products.
 - load ports: loads of whole registers in the panel form of the sparse kernels: for every entry one of its
   input for each group of columns, one broadcast for each of the R weights that share it, ¼ of an offset.
 - L2: sums that wait between tiles of inputs, and inputs packed into panels, written and read once.
-- L3 or memory, or wherever a set of that size comes from: weights, inputs and outputs once.
+- L3 or memory, or wherever sets of that size come from: weights once, and inputs and outputs once, which the
+  product before has just left in the nearest cache that holds them.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ class Work:
         flops: Floating-point operations.
         loads: Loads of whole registers, beside the reading of weights.
         near: Bytes that go through the second cache.
-        far: Bytes of weights, inputs and outputs.
+        weights: Bytes of weights.
+        moved: Bytes of inputs and outputs.
         count: How many products are like this.
     """
 
     flops: float
     loads: float
     near: float
-    far: float
+    weights: float
+    moved: float
     count: int = 1
 
     def seconds(self, machine: Machine, size: int) -> dict[str, float]:
@@ -57,9 +60,10 @@ class Work:
             "FMA": self.flops / machine.peak,
             "load ports": self.loads / machine.loads if machine.loads else 0.0,
             "L2": self.near / machine.bandwidth(near),
-            machine.level(size): 0.0,
         }
-        times[machine.level(size)] += self.far / machine.bandwidth(size)
+        for read, among in ((self.weights, size), (self.moved, int(self.moved))):
+            level = machine.level(among)
+            times[level] = times.get(level, 0.0) + read / machine.bandwidth(among)
         return {name: 1e-9 * self.count * value for name, value in times.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -127,9 +131,9 @@ def sparse_work(
         vector: Bytes of a register.
         moved: Bytes of inputs and outputs.
     """
-    flops, far = 2.0 * nonzeros * columns, float(nbytes + moved)
+    flops = 2.0 * nonzeros * columns
     if len(shape) == 2 and columns <= FEW_ROWS:
-        return Work(flops, nbytes / vector, 0.0, far)
+        return Work(flops, nbytes / vector, 0.0, nbytes, moved)
     rows, lanes = block_rows(layout), vector // 4
     most = _MOST_GROUPS_OF_BLOCKS if rows >= 8 else _MOST_GROUPS
     panels = math.ceil(columns / (most * lanes))
@@ -138,7 +142,7 @@ def sparse_work(
     inputs = math.prod(shape[1:])
     tiles = math.ceil(inputs / (TILE_FLOATS / (groups * lanes)))
     waiting = 2 * (tiles - 1) * shape[0] * columns * 4
-    return Work(flops, loads, float(waiting + 2 * inputs * columns * 4), far)
+    return Work(flops, loads, float(waiting + 2 * inputs * columns * 4), nbytes, moved)
 
 
 def work_of(
@@ -161,7 +165,8 @@ def work_of(
 
 def _work(product: Product, sparse: SparseWeight | None, vector: int) -> Work:
     if sparse is None:
-        return Work(product.flops, 0.0, 0.0, product.nbytes)
+        size = 4.0 * math.prod(product.weight)
+        return Work(product.flops, 0.0, 0.0, size, max(0.0, product.nbytes - size))
     moved = product.nbytes - sparse.nbytes
     return sparse_work(
         product.weight,

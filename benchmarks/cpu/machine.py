@@ -64,8 +64,10 @@ class Machine:
         return "memory"
 
     def bandwidth(self, size: int) -> float:
-        """10⁹ bytes a second at which a set of so many bytes is read; that of the nearest size measured."""
-        return min(self.reads, key=lambda entry: abs(math.log(entry[0] / max(1, size))))[1]
+        """10⁹ bytes a second at which so many bytes are read: of the nearest size measured in that level."""
+        level = self.level(size)
+        among = [entry for entry in self.reads if self.level(entry[0]) == level] or self.reads
+        return min(among, key=lambda entry: abs(math.log(entry[0] / max(1, size))))[1]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -92,6 +92,7 @@ def test_the_machine_is_measured_and_kept(brief):
     assert found.level(4 << 10) == "L1"
     assert found.level(1 << 40) == "memory"
     assert found.bandwidth(1) == found.reads[0][1]
+    assert CPU.bandwidth((1 << 20) + 1) == 20.0  # just beyond L2, though nearer to a size inside it
 
 
 def test_rounds_give_the_median_ratio_and_its_range(monkeypatch):

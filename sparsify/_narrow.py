@@ -26,6 +26,13 @@ def narrow(
     tolerance: Annotated[
         float | None, typer.Option(min=0.0, help="Largest difference, as a share of the largest output.")
     ] = None,
+    multiple_of: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Widths end as multiples of this: 16 suits ONNX Runtime's convolutions on AVX-512, 8 AVX2.",
+        ),
+    ] = 1,
     inputs: InputOption = None,
     trust_pickle: TrustOption = False,
     model: FactoryOption = None,
@@ -34,6 +41,8 @@ def narrow(
     """Take dead neurons, filters and heads out of a model, and check that its outputs stay.
 
     Example: sparsify narrow pruned.pt2 -o small.pt2
+
+    Example: sparsify narrow pruned.pt2 -o small.pt2 --multiple-of 16
     """
     out = Output(output_format)
     data = narrow_file(
@@ -41,6 +50,7 @@ def narrow(
         output,
         units=parse_units(units or []),
         tolerance=tolerance,
+        multiple_of=multiple_of,
         inputs=inputs or [],
         trust_pickle=consent(trust_pickle, out),
         factory=model,
@@ -55,6 +65,7 @@ def narrow_file(
     *,
     units: Mapping[str, Sequence[int]] | None,
     tolerance: float | None,
+    multiple_of: int = 1,
     inputs: Sequence[str],
     trust_pickle: Any = False,
     factory: str | None = None,
@@ -68,7 +79,7 @@ def narrow_file(
     given: Any = model
     if inputs or not isinstance(model, SparseGraphModule):
         given = traced_from(model, inputs)
-    narrowed = api.narrow(given, units=units, tolerance=tolerance)
+    narrowed = api.narrow(given, units=units, tolerance=tolerance, multiple_of=multiple_of)
     api.save(narrowed, output)
     found = narrowed.meta["narrowing"]
     return {

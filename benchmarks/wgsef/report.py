@@ -11,6 +11,7 @@ from benchmarks.study import plots
 from benchmarks.study.document import refresh, table
 from benchmarks.study.ledger import Ledger
 from benchmarks.study.samples import Sample
+from benchmarks.wgsef.latency import MULTIPLE
 from benchmarks.wgsef.runs import METHODS, SPARSE, Of, Run
 
 TITLES = {"vgg": "VGG-like", "resnet": "ResNet"}
@@ -64,21 +65,26 @@ def accuracies(dense: Run, cells: list[Run], ledger: Ledger[Run]) -> str:
     return table(head, rows)
 
 
+FORMS = {"exact": "exact", "blocks": f"multiples of {MULTIPLE}"}
+
+
 def sizes(cells: list[Run], ledger: Ledger[Run]) -> str:
     """What is left of parameters, FLOPs and latency after `narrow`."""
     rows = []
     for cell in cells:
-        shares = {name: shrunk(cell, ledger, name) for name in ("parameters", "flops")}
-        timed = {batch: timings(cell, ledger, batch) for batch in ("1", "64")}
-        if len(shares["flops"]):
-            rows.append(
-                [
-                    f"{METHODS[cell.method]}, {100 * cell.keep:g} %",
-                    *(shares[name].times(100).text(1) for name in ("parameters", "flops")),
-                    *(timed[batch][name].text(2) for batch in ("1", "64") for name in ("ms", "speedup")),
-                ]
-            )
-    head = ["", "parameters, %", "FLOPs, %", "ms, batch 1", "speedup", "ms, batch 64", "speedup"]
+        for form, title in FORMS.items():
+            shares = {name: shrunk(cell, ledger, form, name) for name in ("parameters", "flops")}
+            timed = {batch: timings(cell, ledger, form, batch) for batch in ("1", "64")}
+            if len(shares["flops"]):
+                rows.append(
+                    [
+                        f"{METHODS[cell.method]}, {100 * cell.keep:g} %",
+                        title,
+                        *(shares[name].times(100).text(1) for name in ("parameters", "flops")),
+                        *(timed[batch][name].text(2) for batch in ("1", "64") for name in ("ms", "speedup")),
+                    ]
+                )
+    head = ["", "widths", "parameters, %", "FLOPs, %", "ms, batch 1", "speedup", "ms, batch 64", "speedup"]
     return table(head, rows)
 
 
@@ -104,23 +110,23 @@ def differences(models: Mapping[str, Of], ledger: Ledger[Run]) -> str:
     return table(head, rows)
 
 
-def shrunk(cell: Run, ledger: Ledger[Run], measure: str) -> Sample:
+def shrunk(cell: Run, ledger: Ledger[Run], form: str, measure: str) -> Sample:
     """What is left of `parameters` or `flops`, as a share, by seed."""
     found = {}
     for run, result in ledger.items():
         if run.removed and replace(run, removed=()) == replace(cell, seed=run.seed):
-            before, after = result[measure]
+            before, after = result[form][measure]
             found[run.seed] = after / before
     return Sample(dict(sorted(found.items())))
 
 
-def timings(cell: Run, ledger: Ledger[Run], batch: str) -> dict[str, Sample]:
+def timings(cell: Run, ledger: Ledger[Run], form: str, batch: str) -> dict[str, Sample]:
     """Milliseconds of the narrowed model and its speedup over the dense one, by seed."""
     found: dict[str, dict[int, float]] = {"ms": {}, "speedup": {}}
     for run, result in ledger.items():
         if run.removed and replace(run, removed=()) == replace(cell, seed=run.seed):
-            found["ms"][run.seed] = result["narrow_ms"][batch]
-            found["speedup"][run.seed] = result["speedup"][batch]
+            found["ms"][run.seed] = result[form]["narrow_ms"][batch]
+            found["speedup"][run.seed] = result[form]["speedup"][batch]
     return {name: Sample(dict(sorted(values.items()))) for name, values in found.items()}
 
 
@@ -144,9 +150,14 @@ def _json(cell: Run, ledger: Ledger[Run]) -> dict[str, Any]:
         "method": cell.method,
         "keep": cell.keep,
         **{name: Sample.of(ledger, cell, name).to_json() for name in measures},
-        **{name: shrunk(cell, ledger, name).to_json() for name in ("parameters", "flops")},
-        "latency": {
-            batch: {name: sample.to_json() for name, sample in timings(cell, ledger, batch).items()}
-            for batch in ("1", "64")
+        "narrowed": {
+            form: {
+                **{name: shrunk(cell, ledger, form, name).to_json() for name in ("parameters", "flops")},
+                "latency": {
+                    batch: {name: one.to_json() for name, one in timings(cell, ledger, form, batch).items()}
+                    for batch in ("1", "64")
+                },
+            }
+            for form in FORMS
         },
     }

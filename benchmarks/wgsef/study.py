@@ -34,7 +34,7 @@ class WGSEFStudy(Study[Run]):
     )
     seeds: int = 3
     tested: int | None = None
-    timed: float = 3.0
+    timed: float = 1.5
 
     kind = Run
     parts = ("vgg", "resnet", "latency")
@@ -57,7 +57,7 @@ class WGSEFStudy(Study[Run]):
     def seconds(self, run: Run) -> float:
         """From steps measured on a 2.5 GHz Xeon core."""
         if run.removed:
-            return AT_ONCE + 4 * self.timed
+            return AT_ONCE + 8 * self.timed
         return AT_ONCE + run.steps * MILLISECONDS[run.model] / 1000
 
     def pretended(self, run: Run) -> dict[str, Any]:
@@ -72,8 +72,12 @@ class WGSEFStudy(Study[Run]):
 
     def outcome(self, result: Mapping[str, Any]) -> str:
         """Accuracies around the hard finish and at the end, or the speedups."""
-        if "speedup" in result:
-            return ", ".join(f"{value:.2f}x at batch {batch}" for batch, value in result["speedup"].items())
+        if "exact" in result:
+            return ", ".join(
+                f"{name} {value:.2f}x at batch {batch}"
+                for name in ("exact", "blocks")
+                for batch, value in result[name]["speedup"].items()
+            )
         if result["accuracy"] is None:
             return "diverged"
         around = f"{result['before']:.2f} → {result['after']:.2f} → " if "before" in result else ""

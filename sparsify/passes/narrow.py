@@ -7,6 +7,7 @@ constant has to be 0. Nothing here trains or approximates: outputs stay what the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,7 @@ def narrow(
     *,
     units: Mapping[str, Sequence[int]] | None = None,
     tolerance: float | None = None,
+    multiple_of: int = 1,
 ) -> SparseGraphModule:
     """Takes out dead units, or the listed ones.
 
@@ -85,14 +87,17 @@ def narrow(
             that are known are still taken over by biases.
         tolerance: Largest difference of an output allowed, as a share of its largest magnitude. Without it
             rounding only; with `units` the difference is then reported and not judged.
+        multiple_of: Widths that change end as multiples of this, or as they were: some units stay for it.
 
     Returns:
         The narrowed model; `meta["narrowing"]` holds the `Narrowing`. It shares no memory with the given one.
 
     Raises:
-        UserError: A listed group or unit does not exist or may not go.
+        UserError: A listed group or unit does not exist or may not go, or `multiple_of` is below 1.
         ParityError: Outputs differ by more than is allowed; nothing is returned.
     """
+    if multiple_of < 1:
+        raise UserError(f"multiple_of must be at least 1, not {multiple_of}")
     found = facts_of(traced)
     extents = Extents(traced, found)
     channels = follow(traced.module, found, extents)
@@ -100,6 +105,7 @@ def narrow(
     known_units = find_units(found, channels)
     reading = readers(channels, known, known_units)
     removed = dead_units(known_units, reading) if units is None else _listed(units, found, known_units)
+    removed = _rounded(found, known_units, removed, multiple_of)
     result = take_out(traced.module, found, known_units, removed, reading)
     absolute, relative = difference(traced, result)
     limit = allowed(traced, tolerance)
@@ -152,6 +158,25 @@ def _listed(wanted: Mapping[str, Sequence[int]], facts: Facts, units: Units) -> 
         if bool(removed[units.of_group(group.id)].all()):
             raise UserError(f"units: {name!r} would lose all of its {group.size} units; one must stay")
     return removed
+
+
+def _rounded(facts: Facts, units: Units, removed: Tensor, multiple: int) -> Tensor:
+    """Fewer of them, so that every width that changes is a multiple in channels.
+
+    A unit that stays though it is dead does no harm, whatever else goes: nobody misses its value.
+    """
+    result = removed.clone()
+    for group in facts.groups:
+        step = multiple // math.gcd(multiple, group.granularity)
+        going = [place for place in units.of_group(group.id) if bool(removed[place])]
+        left = group.size - sum(len(units.units[place].numbers) for place in going)
+        wanted = min(group.size, -(-left // step) * step)
+        for place in going:
+            if left >= wanted and left % step == 0:
+                break
+            result[place] = False
+            left += len(units.units[place].numbers)
+    return result
 
 
 def _check_whole(name: str, numbers: Sequence[int], places: Sequence[int], units: Units) -> None:

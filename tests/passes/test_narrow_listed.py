@@ -42,3 +42,22 @@ class TestListedUnits:
     def test_that_cannot_go_are_an_error(self, units, message):
         with pytest.raises(UserError, match=message):
             Narrowing(mlp(nn.GELU()), torch.randn(2, 6)).narrow(units=units)
+
+
+class TestMultiples:
+    @pytest.mark.parametrize(("multiple", "width"), [(1, 3), (2, 4), (4, 4), (8, 8), (16, 10), (7, 7)])
+    def test_some_dead_units_stay_so_that_the_width_is_one(self, multiple, width):
+        case = Narrowing(mlp(nn.GELU()), torch.randn(2, 6)).change(
+            lambda m: m[0].weight.index_fill_(0, torch.arange(3, 10), 0)
+        )
+        case.narrow(multiple_of=multiple).keeps_outputs()
+        assert case.result.get_submodule("0").weight.shape[0] == width
+        assert case.result.get_submodule("2").weight.shape[1] == width
+
+    def test_widths_that_keep_all_their_units_stay(self):
+        case = Narrowing(mlp(nn.GELU()), torch.randn(2, 6)).narrow(multiple_of=7)
+        assert case.removed == {}
+
+    def test_below_one_is_an_error(self):
+        with pytest.raises(UserError, match="multiple_of must be at least 1, not 0"):
+            Narrowing(mlp(nn.GELU()), torch.randn(2, 6)).narrow(multiple_of=0)

@@ -49,28 +49,33 @@ def test_both_penalties_end_with_the_same_number_of_filters(finished):
 
 @needs_data
 def test_what_is_left_is_timed_beside_the_dense_model(finished):
-    timings = [line for line in _lines(finished) if "speedup" in line]
+    timings = [line for line in _lines(finished) if "exact" in line]
     assert len(timings) == 2
     for line in timings:
-        assert line["flops"][1] < 0.6 * line["flops"][0]
-        assert line["bytes"]["narrow"] < line["bytes"]["dense"]
+        exact, blocks = line["exact"], line["blocks"]
+        assert exact["flops"][1] < 0.6 * exact["flops"][0]
+        assert exact["flops"][1] <= blocks["flops"][1] <= blocks["flops"][0]
+        assert exact["bytes"]["narrow"] < exact["bytes"]["dense"]
         for batch in ("1", "64"):
-            ratio = line["dense_ms"][batch] / line["narrow_ms"][batch]
-            assert line["speedup"][batch] == pytest.approx(ratio, rel=1e-3)
+            ratio = exact["dense_ms"][batch] / exact["narrow_ms"][batch]
+            assert exact["speedup"][batch] == pytest.approx(ratio, rel=1e-3)
 
 
 @needs_data
 def test_the_summary_the_plot_and_the_tables_are_written(finished, tmp_path):
     summary = json.loads((finished / "quick" / "summary.json").read_text())
     assert len(summary["cells"]) == 2
-    assert all(cell["latency"]["1"]["speedup"]["mean"] > 0 for cell in summary["cells"])
+    for cell in summary["cells"]:
+        assert all(
+            cell["narrowed"][form]["latency"]["1"]["speedup"]["mean"] > 0 for form in ("exact", "blocks")
+        )
     assert (finished / "quick" / "accuracy.png").stat().st_size > 5000
     document = tmp_path / "wgsef.md"
     table = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- end -->)", re.DOTALL)
     document.write_text(table.sub(r"\1Not run yet.\n\2", DOCUMENT.read_text()))
     QUICK.report(Ledger(Run, finished / "quick.jsonl"), tmp_path, document)
     text = document.read_text()
-    assert text.count("| WGSEF, 50 % |") == 2
+    assert text.count("| WGSEF, 50 % |") == 3  # accuracy, and two forms of widths
     assert text.count("Not run yet") == 2  # the other model
 
 

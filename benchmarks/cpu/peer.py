@@ -86,7 +86,7 @@ def _spell_out_gelu(model: onnx.ModelProto) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     for name, value in (("gelu.root", math.sqrt(0.5)), ("gelu.one", 1.0), ("gelu.half", 0.5)):
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
 
 
 def time_peer(cell: Cell, plain: Path, python: str, seconds: float) -> list[dict[str, Any]]:

@@ -47,7 +47,8 @@ def with_batch(source: str, batch: int, folder: str) -> str:
 
 def inputs_of(session: onnxruntime.InferenceSession) -> dict[str, np.ndarray]:
     """Random numbers; for integers small ones, and ones where the name speaks of a mask."""
-    rng, found = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    found: dict[str, np.ndarray] = {}
     for value in session.get_inputs():
         shape = [size if isinstance(size, int) else 1 for size in value.shape]
         if TYPES[value.type] is np.float32:
@@ -63,7 +64,8 @@ def block(call: Callable[[], object], seconds: float) -> list[float]:
     """Seconds of single calls, after a pause and one call that is not counted."""
     time.sleep(0.05)
     call()
-    found, end = [], time.perf_counter() + seconds
+    found: list[float] = []
+    end = time.perf_counter() + seconds
     while not found or time.perf_counter() < end:
         start = time.perf_counter()
         call()

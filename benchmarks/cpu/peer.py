@@ -38,6 +38,7 @@ def readable(path: Path) -> Path:
         return target
     newest = max(entry.version for entry in model.opset_import)
     _spell_out_gelu(model)
+    _spell_out_norms(model)
     for node in model.graph.node:
         if node.op_type == "ReduceMean":
             _axes_as_attribute(node, model)
@@ -87,6 +88,36 @@ def _spell_out_gelu(model: onnx.ModelProto) -> None:
     model.graph.node.extend(nodes)
     for name, value in (("gelu.root", math.sqrt(0.5)), ("gelu.one", 1.0), ("gelu.half", 0.5)):
         model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+
+
+def _spell_out_norms(model: onnx.ModelProto) -> None:
+    """Replaces norms over the last axis by means, a difference and a root, the form that the peer knows."""
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "LayerNormalization":
+            nodes.append(node)
+            continue
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        (x, scale, *bias), y = node.input, node.output[0]
+        at = {part: f"{y}.{part}" for part in ("mean", "from", "two", "squares", "variance", "eps", "safe")}
+        at |= {part: f"{y}.{part}" for part in ("root", "unit", "scaled")}
+        means = {"axes": [-1], "keepdims": 1}
+        for operator, inputs, output, options in (
+            ("ReduceMean", [x], at["mean"], means),
+            ("Sub", [x, at["mean"]], at["from"], {}),
+            ("Pow", [at["from"], at["two"]], at["squares"], {}),
+            ("ReduceMean", [at["squares"]], at["variance"], means),
+            ("Add", [at["variance"], at["eps"]], at["safe"], {}),
+            ("Sqrt", [at["safe"]], at["root"], {}),
+            ("Div", [at["from"], at["root"]], at["unit"], {}),
+            ("Mul", [at["unit"], scale], at["scaled"] if bias else y, {}),
+            *([("Add", [at["scaled"], bias[0]], y, {})] if bias else []),
+        ):
+            nodes.append(helper.make_node(operator, inputs, [output], name=f"{output}.node", **options))
+        for name, value in ((at["two"], 2.0), (at["eps"], attributes.get("epsilon", 1e-5))):
+            model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def time_peer(cell: Cell, plain: Path, python: str, seconds: float) -> list[dict[str, Any]]:

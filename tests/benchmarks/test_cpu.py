@@ -171,7 +171,10 @@ def test_a_cut_keeps_the_largest_and_sees_outputs_where_they_stand():
 
 def test_the_peer_gets_the_same_function_at_an_older_opset(convolutions, tmp_path):
     convolutions.graph.node[-1].output[0] = "6"
-    convolutions.graph.node.append(helper.make_node("Gelu", ["6"], ["y"]))
+    convolutions.graph.node.append(helper.make_node("LayerNormalization", ["6", "s", "t"], ["7"]))
+    convolutions.graph.node.append(helper.make_node("Gelu", ["7"], ["y"]))
+    for name in ("s", "t"):
+        convolutions.graph.initializer.append(numpy_helper.from_array(_random(5), name))
     newest, x = tmp_path / "newest.onnx", {"x": _random(2, 3, 9, 9)}
     onnx.save(convolutions, newest)
     older = peer.readable(newest)

@@ -167,10 +167,15 @@ class CsrConv final : public ConvKernel {
     const FlatShape shape(g);
     if (PrefersFlat(shape, g, matrix_.block_rows, images)) {
       const auto plan = panel_plans_.ForFlat(shape.tile, shape.width, threads);
-      return kCacheLine + copy + PanelTasks(*plan, shape.columns, threads, images).ScratchBytes();
+      return kCacheLine + copy +
+             PanelTasks(*plan, shape.columns, threads, WideColumns(*plan, shape.columns, threads, images),
+                        images)
+                 .ScratchBytes();
     }
     const int64_t pixels = images * g.pixels();
-    return kCacheLine + copy + PanelTasks(panel_plans_.For(pixels, threads), pixels, threads).ScratchBytes();
+    const PanelPlan& plan = panel_plans_.For(pixels, threads);
+    const int64_t wide = WideColumns(plan, pixels, threads, 1);
+    return kCacheLine + copy + PanelTasks(plan, pixels, threads, wide).ScratchBytes();
   }
 
   void Run(const float* x, int64_t batch, int64_t height, int64_t width, const Epilogue& epilogue, float* y,
@@ -214,7 +219,8 @@ class CsrConv final : public ConvKernel {
     const FlatShape shape(g);
     if (PrefersFlat(shape, g, matrix_.block_rows, images)) {
       const auto plan = panel_plans_.ForFlat(shape.tile, shape.width, parallel.threads);
-      const PanelTasks tasks(*plan, shape.columns, parallel.threads, images);
+      const int64_t wide = WideColumns(*plan, shape.columns, parallel.threads, images);
+      const PanelTasks tasks(*plan, shape.columns, parallel.threads, wide, images);
       RunPanels(isa_, *plan, matrix_, tasks, parallel, rest,
                 [&](int64_t image, int64_t first, int64_t columns) {
                   return FlatEnds{isa_,
@@ -229,7 +235,8 @@ class CsrConv final : public ConvKernel {
       return;
     }
     const PanelPlan& plan = panel_plans_.For(images * g.pixels(), parallel.threads);
-    const PanelTasks tasks(plan, images * g.pixels(), parallel.threads);
+    const int64_t pixels = images * g.pixels();
+    const PanelTasks tasks(plan, pixels, parallel.threads, WideColumns(plan, pixels, parallel.threads, 1));
     RunPanels(isa_, plan, matrix_, tasks, parallel, rest, [&](int64_t, int64_t first, int64_t columns) {
       return PixelEnds{isa_, source, epilogue, y, g.pixels(), Pixels(attributes_, g, first, columns)};
     });

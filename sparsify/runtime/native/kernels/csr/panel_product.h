@@ -90,11 +90,31 @@ class PanelPlans {
   mutable std::vector<FlatPlan> flat_;  // oldest first
 };
 
+// Strips of 64 columns that a convolution takes together. Its outputs lie a plane apart, each row of the
+// panel on a page of its own: one strip writes 256 bytes there and leaves. Sums of all strips stay in half of
+// a second-level cache of 1 MB, and enough panels are left for the threads to share evenly.
+constexpr int64_t kWideFloats = 1 << 16;
+constexpr int64_t kMostStrips = 8;
+constexpr int64_t kPanelsAThread = 8;
+constexpr int64_t kStoredRows = 8;
+
+inline int64_t WideColumns(const PanelPlan& plan, int64_t total, int threads, int64_t runs) {
+  const int64_t rows = plan.last_row(plan.parts() - 1);
+  const int64_t strips = (total + kPanelColumns - 1) / kPanelColumns;
+  int64_t together = std::min(kMostStrips, kWideFloats / (rows * kPanelColumns));
+  together = std::min({together, strips, runs * strips / (kPanelsAThread * threads)});
+  return std::max<int64_t>(1, together) * kPanelColumns;
+}
+
 // How `total` columns are cut into tasks: by panel, and by block of rows as well where panels alone would
 // leave threads idle. Where there are several runs of so many columns, no panel holds columns of two.
 struct PanelTasks {
-  PanelTasks(const PanelPlan& plan, int64_t total, int threads, int64_t runs = 1)
-      : columns(total), run_panels((total + kPanelColumns - 1) / kPanelColumns), panels(runs * run_panels) {
+  PanelTasks(const PanelPlan& plan, int64_t total, int threads, int64_t panel = kPanelColumns,
+             int64_t runs = 1)
+      : columns(total),
+        panel_columns(panel),
+        run_panels((total + panel - 1) / panel),
+        panels(runs * run_panels) {
     const bool even = panels % threads == 0 || panels >= 4 * threads;
     parts = even ? 1 : plan.parts();
     workers = std::min<int64_t>(threads, panels * parts);
@@ -104,12 +124,13 @@ struct PanelTasks {
     const int64_t row_bytes = kSpacing[groups] * static_cast<int64_t>(sizeof(float));
     tile_bytes = static_cast<size_t>(plan.tile_floats()) * sizeof(float);
     panel_floats = rows * kSpacing[groups];
-    const int64_t strips = (std::min(columns, kPanelColumns) + strip - 1) / strip;
+    const int64_t strips = (std::min(columns, panel_columns) + strip - 1) / strip;
     worker_bytes = tile_bytes + static_cast<size_t>(strips * rows * row_bytes);
   }
   size_t ScratchBytes() const { return static_cast<size_t>(workers) * worker_bytes + kCacheLine; }
 
-  int64_t columns;  // of a run
+  int64_t columns;        // of a run
+  int64_t panel_columns;  // at most
   int64_t run_panels;
   int64_t panels;
   int64_t parts;
@@ -132,8 +153,8 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
     float* tile = reinterpret_cast<float*>(memory + static_cast<size_t>(worker) * tasks.worker_bytes);
     float* panel = tile + tasks.tile_bytes / sizeof(float);
     const int64_t run = task / tasks.parts / tasks.run_panels;
-    const int64_t first_column = task / tasks.parts % tasks.run_panels * kPanelColumns;
-    const int64_t columns = std::min(kPanelColumns, tasks.columns - first_column);
+    const int64_t first_column = task / tasks.parts % tasks.run_panels * tasks.panel_columns;
+    const int64_t columns = std::min(tasks.panel_columns, tasks.columns - first_column);
     const int first_part = tasks.parts == 1 ? 0 : static_cast<int>(task % tasks.parts);
     const int last_part = tasks.parts == 1 ? plan.parts() : first_part + 1;
     const int64_t first_row = plan.first_row(first_part);
@@ -158,9 +179,15 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
         }
       }
     }
-    for (size_t s = 0; s < ends.size(); ++s) {
-      ends[s].Store(first_row, std::min(last_row, matrix.rows),
-                    panel + static_cast<int64_t>(s) * tasks.panel_floats, groups[s]);
+    // With several strips, few rows at a time: what is written to a page is written in one go.
+    const int64_t end = std::min(last_row, matrix.rows);
+    const int64_t step = tasks.panel_columns > kPanelColumns ? kStoredRows : end - first_row;
+    for (int64_t row = first_row; row < end; row += step) {
+      for (size_t s = 0; s < ends.size(); ++s) {
+        const float* sums = panel + static_cast<int64_t>(s) * tasks.panel_floats;
+        ends[s].Store(row, std::min(row + step, end), sums + (row - first_row) * kSpacing[groups[s]],
+                      groups[s]);
+      }
     }
   });
 }

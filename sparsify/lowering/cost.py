@@ -8,8 +8,9 @@ thread
     speed  = rate · columns / (columns + half)
 
 with the numbers of `kernel_costs`, `stored` the entries that the layout keeps, zeros inside blocks included,
-and `held` the inputs that are packed for a column: k, or less where convolutions pack rows of pixels. Several
-threads share everything but the call. `tune` measures where that is not good enough.
+and `held` the inputs that are packed for a column: k, or less where convolutions pack rows of pixels. What is
+too large for the caches costs more to pack. Several threads share everything but the call. `tune` measures
+where that is not good enough.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from sparsify.lowering.kernel_costs import (
     CONVERT,
     COSTS,
     EVENNESS,
+    FAR,
+    FAR_PACK,
     FORK,
     NEAR,
     STEP,
@@ -255,7 +258,10 @@ def product_time(kernel: Kernel, shape: Sequence[int], size: int, entries: int, 
     paid = -(-size // kernel.group) * kernel.group
     speed = kernel.rate * paid / (paid + kernel.half)
     read = _stream((4.0 + 2.0 / block_rows) * entries)
-    return kernel.pack * (held + outputs) * size + max(2.0 * entries * paid / speed, read)
+    pack = kernel.pack * (held + outputs) * size
+    if taps and 4.0 * (inputs + outputs) * size > FAR:
+        pack *= FAR_PACK
+    return pack + max(2.0 * entries * paid / speed, read)
 
 
 def _steps(candidate: Candidate) -> int:

@@ -35,6 +35,12 @@ STEP = 0.5
 CONVERT = 0.4
 """ns an element that goes from ONNX Runtime's blocks of channels to plain NCHW, or back."""
 
+FAR = 24 << 20
+"""Bytes of a convolution's input and output beyond which they come from memory."""
+
+FAR_PACK = 3.0
+"""What packing and storing cost there, over what they cost from a cache: planes lie on pages of their own."""
+
 FORK = 3e3
 """ns that a product on several threads costs to be handed out and gathered, dense or sparse."""
 

@@ -313,9 +313,10 @@ void StorePixels(const float* panel, int64_t first, int64_t last, const OutputRu
     for (size_t k = 0; k < run_count; ++k) {
       const OutputRun& run = runs[k];
       const int64_t target = run.target + row * plane;
-      if (row + kStoreAhead < last) {
-        const float* ahead = y + target + kStoreAhead * plane;
-        for (int64_t i = 0; i < run.length; i += kGroup) SPARSIFY_PREFETCH(ahead + i);
+      const int64_t ahead = target + kStoreAhead * plane;  // perhaps beyond the end, which does no harm
+      for (int64_t i = 0; i < run.length; i += kGroup) SPARSIFY_PREFETCH_TO_WRITE(y + ahead + i);
+      if (epilogue.residual != nullptr) {
+        for (int64_t i = 0; i < run.length; i += kGroup) SPARSIFY_PREFETCH(epilogue.residual + ahead + i);
       }
       for (int64_t i = 0; i < run.length; i += V::kWidth) {
         const int64_t left = run.length - i;

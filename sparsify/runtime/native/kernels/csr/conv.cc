@@ -164,18 +164,19 @@ class CsrConv final : public ConvKernel {
     const Geometry g = MakeGeometry(attributes_, height, width);
     const int64_t images = Images(g, batch, threads);
     const size_t copy = CopyBytes(g, images);
-    const FlatShape shape(g);
-    if (PrefersFlat(shape, g, matrix_.block_rows, images)) {
-      const auto plan = panel_plans_.ForFlat(shape.tile, shape.width, threads);
-      return kCacheLine + copy +
-             PanelTasks(*plan, shape.columns, threads, WideColumns(*plan, shape.columns, threads, images),
-                        images)
-                 .ScratchBytes();
-    }
     const int64_t pixels = images * g.pixels();
     const PanelPlan& plan = panel_plans_.For(pixels, threads);
-    const int64_t wide = WideColumns(plan, pixels, threads, 1);
-    return kCacheLine + copy + PanelTasks(plan, pixels, threads, wide).ScratchBytes();
+    size_t bytes = PanelTasks(plan, pixels, threads, WideColumns(plan, pixels, threads, 1)).ScratchBytes();
+    // The last images of a batch may be too few to take the form that the others take, so there is room for
+    // both.
+    const FlatShape shape(g);
+    if (PrefersFlat(shape, g, matrix_.block_rows, images) ||
+        (images < batch && CanBeFlat(shape, matrix_.block_rows))) {
+      const auto flat = panel_plans_.ForFlat(shape.tile, shape.width, threads);
+      const int64_t wide = WideColumns(*flat, shape.columns, threads, images);
+      bytes = std::max(bytes, PanelTasks(*flat, shape.columns, threads, wide, images).ScratchBytes());
+    }
+    return kCacheLine + copy + bytes;
   }
 
   void Run(const float* x, int64_t batch, int64_t height, int64_t width, const Epilogue& epilogue, float* y,

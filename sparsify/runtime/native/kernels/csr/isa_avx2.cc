@@ -72,6 +72,7 @@ struct V {
 };
 
 #include "panel_body.h"
+#include "panel_ends.h"
 
 // Columns [4 * half, 4 * half + 4) of an 8 x 8 block as rows.
 inline void Half(const float* p, int64_t stride, __m256 out[4]) {

@@ -58,6 +58,7 @@ struct V {
 };
 
 #include "panel_body.h"
+#include "panel_ends.h"
 
 // r[i] holds the same four columns of rows i, 4 + i, 8 + i and 12 + i; afterwards it holds column i of all
 // sixteen rows in order.

@@ -66,6 +66,7 @@ struct V {
 };
 
 #include "panel_body.h"
+#include "panel_ends.h"
 
 // A 4 x 4 block, its columns as rows.
 inline void Block(const float* p, int64_t stride, float32x4_t out[4]) {

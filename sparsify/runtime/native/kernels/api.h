@@ -2,7 +2,8 @@
 //
 // A kernel object is built once from the packed tensors of a node, which it checks and then refers to: they
 // must stay in place, unchanged, as long as it lives. Run may be called from several threads at once, each
-// call with scratch memory of its own; what Run derives from the packed tensors on first use is kept.
+// call with scratch memory of its own; what Run derives from the packed tensors on first use is kept, and the
+// pages of packed tensors that are not read any more are given back to the system (see base/pages.h).
 #ifndef SPARSIFY_KERNELS_API_H_
 #define SPARSIFY_KERNELS_API_H_
 

@@ -147,7 +147,7 @@ struct FlatEnds {
 class CsrConv final : public ConvKernel {
  public:
   CsrConv(const Isa& isa, const ConvAttributes& attributes, const Matrix& matrix)
-      : isa_(isa), attributes_(attributes), matrix_(matrix), panel_plans_(matrix) {}
+      : isa_(isa), attributes_(attributes), matrix_(matrix), pages_(matrix), panel_plans_(matrix, pages_) {}
 
   const ConvAttributes& attributes() const override { return attributes_; }
 
@@ -257,6 +257,7 @@ class CsrConv final : public ConvKernel {
   const Isa& isa_;
   ConvAttributes attributes_;
   Matrix matrix_;
+  PackedPages pages_;
   PanelPlans panel_plans_;
 };
 

@@ -36,7 +36,7 @@ struct Rows {
 class CsrLinear final : public LinearKernel {
  public:
   CsrLinear(const Isa& isa, const LinearAttributes& attributes, const Matrix& matrix)
-      : isa_(isa), attributes_(attributes), matrix_(matrix), panel_plans_(matrix) {}
+      : isa_(isa), attributes_(attributes), matrix_(matrix), pages_(matrix), panel_plans_(matrix, pages_) {}
 
   const LinearAttributes& attributes() const override { return attributes_; }
 
@@ -61,7 +61,10 @@ class CsrLinear final : public LinearKernel {
 
  private:
   const SlotPlan& Slots() const {
-    std::call_once(slots_made_, [this] { slots_ = std::make_unique<SlotPlan>(matrix_); });
+    std::call_once(slots_made_, [this] {
+      slots_ = std::make_unique<SlotPlan>(matrix_);
+      pages_.Derived();
+    });
     return *slots_;
   }
 
@@ -89,6 +92,7 @@ class CsrLinear final : public LinearKernel {
 
   void RunLines(void (*function)(const PackedRows&, const RowMajor&, int64_t, int64_t, const Epilogue&),
                 const RowMajor& operand, const Epilogue& epilogue, const ParallelFor& parallel) const {
+    pages_.ReadInPlace();
     const PackedRows rows = {matrix_.pointers, matrix_.narrow,     matrix_.wide,
                              matrix_.values,   matrix_.block_rows, matrix_.rows};
     RunRanges(matrix_.pointers, matrix_.lines(), (4 * matrix_.block_rows + 2) * matrix_.blocks, parallel,
@@ -113,6 +117,7 @@ class CsrLinear final : public LinearKernel {
   const Isa& isa_;
   LinearAttributes attributes_;
   Matrix matrix_;
+  PackedPages pages_;
   PanelPlans panel_plans_;
   mutable std::once_flag slots_made_;
   mutable std::unique_ptr<SlotPlan> slots_;

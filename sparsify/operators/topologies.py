@@ -7,13 +7,14 @@ the topology is noticed at the next call, and nothing is kept for masks that are
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from sparsify.operators.gradients import KeptGradient
 from sparsify.operators.threads import thread_count
 from sparsify.runtime.training import LinearTopology
 
@@ -29,12 +30,14 @@ class Cached:
         plan: The native plan, or the packed tensors on a GPU.
         key: Address and version of the weight that `values` come from.
         values: In the plan's order.
+        gradient: Memory of the weight's gradient.
     """
 
     version: int
     plan: Any
     key: Key | None = None
     values: Any = None
+    gradient: KeptGradient = field(default_factory=KeptGradient)
 
 
 _CACHE: MutableMapping[Tensor, Cached] = WeakIdKeyDictionary()

@@ -23,7 +23,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "linear_forward": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int32)),
     "linear_backward": (
         c_int32,
-        (c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int32),
+        (c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int32, c_int32),
     ),
 }
 
@@ -134,6 +134,7 @@ class LinearTopology:
         dweight: int | None,
         dbias: int | None,
         threads: int,
+        zeroed: bool = False,
     ) -> None:
         """Gradients of `forward`; each is an address to write to, or None where it is not wanted.
 
@@ -146,10 +147,11 @@ class LinearTopology:
             dweight: [out, in]; zero outside the active positions.
             dbias: [out]; only beside `dweight`.
             threads: That take part.
+            zeroed: Whether `dweight` is zero outside the active positions already: only these are written.
         """
         self._check(
             self._library.sparsify_train_linear_backward(
-                self._handle, x, batch, dy, values, dx, dweight, dbias, threads
+                self._handle, x, batch, dy, values, dx, dweight, dbias, threads, zeroed
             )
         )
 

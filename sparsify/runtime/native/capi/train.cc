@@ -100,11 +100,11 @@ int32_t sparsify_train_linear_forward(const sparsify_train_linear* linear, const
 
 int32_t sparsify_train_linear_backward(const sparsify_train_linear* linear, const float* x, int64_t batch,
                                        const float* dy, const float* values, float* dx, float* dweight,
-                                       float* dbias, int32_t threads) {
+                                       float* dbias, int32_t threads, int32_t zeroed) {
   return Guard([&] {
     if (threads < 1 || batch < 0) return Fail("a layer needs at least one thread, and no negative batch");
     if (dbias != nullptr && dweight == nullptr) return Fail("a bias gradient comes beside a weight gradient");
-    linear->layer->Backward(x, batch, dy, values, {dx, dweight, dbias}, Threads(threads));
+    linear->layer->Backward(x, batch, dy, values, {dx, dweight, dbias, zeroed != 0}, Threads(threads));
     return 0;
   });
 }

@@ -31,10 +31,12 @@ SPARSIFY_API int32_t sparsify_train_linear_forward(const sparsify_train_linear* 
                                                    int64_t batch, const float* values, const float* bias,
                                                    float* y, int32_t threads);
 /* dx [batch, in], dweight [out, in] (zero outside the active positions) and dbias [out], each null where it
-   is not wanted; dbias only beside dweight. */
+   is not wanted; dbias only beside dweight. zeroed: dweight is zero outside the active positions already, so
+   that only these are written. */
 SPARSIFY_API int32_t sparsify_train_linear_backward(const sparsify_train_linear* linear, const float* x,
                                                     int64_t batch, const float* dy, const float* values,
-                                                    float* dx, float* dweight, float* dbias, int32_t threads);
+                                                    float* dx, float* dweight, float* dbias, int32_t threads,
+                                                    int32_t zeroed);
 
 #ifdef __cplusplus
 }

@@ -19,6 +19,7 @@ struct Gradients {
   float* input = nullptr;   // the shape of x
   float* weight = nullptr;  // [rows, columns]; zero outside the active positions
   float* bias = nullptr;    // [rows]; only beside that of the weight
+  bool zeroed = false;      // weight is zero outside the active positions already
 };
 
 // Safe from several threads. A convolution's weight is the matrix [out, in * kh * kw].

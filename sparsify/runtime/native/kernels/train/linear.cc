@@ -5,16 +5,11 @@
 #include <utility>
 #include <vector>
 
+#include "../csr/compiler.h"
 #include "../csr/family.h"
 #include "layer.h"
 #include "products.h"
 #include "weight.h"
-
-#if defined(__GNUC__)
-#define SPARSIFY_PREFETCH_TO_WRITE(pointer) __builtin_prefetch((pointer), 1, 3)
-#else
-#define SPARSIFY_PREFETCH_TO_WRITE(pointer) (void)(pointer)
-#endif
 
 namespace sparsify {
 namespace train {
@@ -108,7 +103,7 @@ class SparseLinear final : public LinearLayer {
         [&](int64_t first, int64_t count) { return Operand(x, plan.columns(), first, count); },
         [&](int64_t first, int64_t count) { return Operand(dy, plan.rows(), first, count); },
         [&](int part, const float* values, const float* sums) {
-          weight_.Scatter(part, values, gradients.weight);
+          weight_.Scatter(part, values, gradients.zeroed, gradients.weight);
           if (gradients.bias != nullptr) {
             const int64_t rows = plan.last_row(part) - plan.first_row(part);
             std::memcpy(gradients.bias + plan.first_row(part), sums,

@@ -4,10 +4,6 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 #include "../csr/compiler.h"
 #include "../csr/panel_product.h"
 
@@ -17,19 +13,6 @@ namespace {
 
 constexpr int64_t kPartRows = 800;    // 200 KB of waiting sums
 constexpr int64_t kFewestRows = 128;  // shorter parts have too few rows with equal numbers of positions
-
-// Writes past the caches: a gradient is large and read by nobody soon, and its lines need not be fetched.
-void Stream(const float* source, size_t count, float* target) {
-#if defined(__SSE2__)
-  if (reinterpret_cast<uintptr_t>(target) % 16 == 0) {
-    size_t i = 0;
-    for (; i + 4 <= count; i += 4) _mm_stream_ps(target + i, _mm_loadu_ps(source + i));
-    for (; i < count; ++i) target[i] = source[i];
-    return;
-  }
-#endif
-  std::memcpy(target, source, count * sizeof(float));
-}
 
 }  // namespace
 
@@ -61,17 +44,23 @@ void Weight::Gather(const float* weight, float* values, const ParallelFor& paral
   });
 }
 
-void Weight::Scatter(int part, const float* gradients, float* weight) const {
+void Weight::Scatter(int part, const float* gradients, bool zeroed, float* weight) const {
   const uint32_t* inputs = topology_.inputs.data();
   const uint32_t* slots = plan_.slots().data();
   const uint32_t* pointers = topology_.pointers.data();
   const uint32_t first_slot = static_cast<uint32_t>(plan_.first_slot(part));
   const size_t columns = static_cast<size_t>(topology_.columns);
-  std::vector<float> line(columns, 0.0f);
-  for (int64_t row = plan_.first_row(part); row < plan_.last_row(part); ++row) {
+  const int64_t last_row = plan_.last_row(part);
+  std::vector<float> zeros(zeroed ? 0 : columns, 0.0f);
+  for (int64_t row = plan_.first_row(part); row < last_row; ++row) {
+    float* target = weight + static_cast<size_t>(row) * columns;
     const uint32_t first = pointers[row], end = pointers[row + 1];
+    float* line = zeroed ? target : zeros.data();
+    const uint32_t soon = zeroed && row + 1 < last_row ? pointers[row + 2] - end : 0;
+    for (uint32_t i = 0; i < soon; ++i) SPARSIFY_PREFETCH_TO_WRITE(target + columns + inputs[end + i]);
     for (uint32_t i = first; i < end; ++i) line[inputs[i]] = gradients[slots[i] - first_slot];
-    Stream(line.data(), columns, weight + static_cast<size_t>(row) * columns);
+    if (zeroed) continue;
+    std::memcpy(target, line, columns * sizeof(float));
     for (uint32_t i = first; i < end; ++i) line[inputs[i]] = 0.0f;
   }
 }

@@ -22,8 +22,9 @@ class Weight {
 
   // The plan's values from the dense weight.
   void Gather(const float* weight, float* values, const ParallelFor& parallel) const;
-  // The rows of one part of a dense weight: zero but for the gradients of the part's slots.
-  void Scatter(int part, const float* gradients, float* weight) const;
+  // The rows of one part of a dense weight: zero but for the gradients of the part's slots. Where they are
+  // `zeroed` outside the active positions already, only these are written.
+  void Scatter(int part, const float* gradients, bool zeroed, float* weight) const;
 
  private:
   Topology topology_;

@@ -42,6 +42,12 @@ def lower(
     weight_dtype: Annotated[
         str, typer.Option(help="Store sparse weights as float32, bfloat16 or float16; sums are float32.")
     ] = "float32",
+    external_data: Annotated[
+        bool,
+        typer.Option(
+            "--external-data", help="Weights in a file beside it, mapped: less memory when it runs."
+        ),
+    ] = False,
     target: Annotated[
         str, typer.Option(help="Where it is to run: cpu, or cuda (estimated for an H100, not measured).")
     ] = "cpu",
@@ -62,11 +68,13 @@ def lower(
     out = Output(output_format)
     options: dict[str, Any] = {"tune": tune, "layout": layout, "threads": threads, "cache": not no_cache}
     if what_if is None:
-        options |= {"weight_dtype": weight_dtype, "target": target}
+        options |= {"weight_dtype": weight_dtype, "external_data": external_data, "target": target}
     elif target != "cpu":
         raise typer.BadParameter("what-if times on the CPU", param_hint="--target")
     elif weight_dtype != "float32":
         raise typer.BadParameter("what-if times float32", param_hint="--weight-dtype")
+    elif external_data:
+        raise typer.BadParameter("what-if writes one file, a trial", param_hint="--external-data")
     options["batches"] = numbers(batch, int, "--batch") if batch else []
     options["sizes"] = named_sizes(size or [])
     with Progress(out.talk) as progress:

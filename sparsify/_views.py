@@ -166,6 +166,8 @@ def lower(out: Output, data: Mapping[str, Any]) -> None:
         _what_if(out, data["what_if"])
     if data["output"]:
         out.line(f"written: {data['output']}" + (" (its weights were cut)" if data.get("what_if") else ""))
+        for name in data["data_files"]:
+            out.line(f"its weights are in {name} beside it: keep both files together")
 
 
 def _what_if(out: Output, data: Mapping[str, Any]) -> None:

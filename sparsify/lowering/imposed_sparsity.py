@@ -16,7 +16,7 @@ from sparsify.lowering.decisions import Chosen, Match, Request, choose, decide_a
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.magnitude import cut
 from sparsify.lowering.matching import match_all
-from sparsify.lowering.model_file import read_model, staged, stored_bytes
+from sparsify.lowering.model_file import data_files, read_model, staged, stored_bytes
 from sparsify.lowering.parity import compare
 from sparsify.lowering.pipeline import count_nodes, layer_reports
 from sparsify.lowering.report import FileTimes, LowerReport, WhatIf
@@ -93,7 +93,7 @@ def what_if(
     error, size = _written(graph, source, chosen, feeds[0], packer, None if dst is None else Path(dst))
     layers = layer_reports(matches, _cut_reasons(decisions, sparsity))
     found = WhatIf(sparsity, rule.name, Machine.here(threads).threads, times, source.stat().st_size, NOTE)
-    return LowerReport(count_nodes(layers), error, size, layers, found)
+    return LowerReport(count_nodes(layers), error, size, layers, what_if=found)
 
 
 def _imposed(match: Match, rule: PatternRule, density: float) -> Match:
@@ -150,7 +150,7 @@ def _written(
         model = rewrite(graph, chosen, packer) if chosen else graph.model
         with staged(model, path) as beside:
             error = _check(beside, feeds, Path(folder)) if chosen else 0.0
-        return error, stored_bytes(path)
+        return error, stored_bytes(path, data_files(path))
 
 
 def _check(lowered: Path, feeds: Mapping[str, Array], folder: Path) -> float:

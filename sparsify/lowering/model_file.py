@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,9 @@ EXTERNAL_ABOVE = 2**31 - 2**20
 
 _KEEP_INLINE = 1024
 _HOIST_ABOVE = 1 << 16
-_ALIGN = 64
+_ALIGN = ((1 << 20, 1 << 16), (1 << 14, 1 << 12), (0, 64))
+"""Boundaries that tensors of so many bytes start on: what a system maps, a page, a cache line."""
+
 _INITIALIZERS_STAND_ALONE = 4  # IR version from which an initializer need not be a graph input
 
 
@@ -84,7 +86,7 @@ def _hoist_constants(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def staged(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
+def staged(model: onnx.ModelProto, path: Path, *, external_data: bool = False) -> Iterator[Path]:
     """Writes a model beside `path`, yields that file for checking, and renames it when all is well.
 
     Constants of more than `EXTERNAL_ABOVE` bytes go to `<stem>-<hash>.data` first.
@@ -92,6 +94,7 @@ def staged(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
     Args:
         model: Changed in place when its constants move out.
         path: Where the model is to appear, whole or not at all.
+        external_data: Whether constants go there however few they are.
 
     Raises:
         UserError: The directory is missing or cannot be written, or the model is too large for the format.
@@ -101,7 +104,8 @@ def staged(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
     data: Path | None = None
     try:
         try:
-            data = _move_constants_out(model, path) if _constant_bytes(model) > EXTERNAL_ABOVE else None
+            if external_data or _constant_bytes(model) > EXTERNAL_ABOVE:
+                data = _move_constants_out(model, path)
             beside.write_bytes(model.SerializeToString())
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error}") from error
@@ -119,9 +123,9 @@ def staged(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def stored_bytes(path: Path) -> int:
-    """Size of a model file and of the external data that it refers to."""
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in _data_files(path))
+def stored_bytes(path: Path, data: Iterable[str]) -> int:
+    """Size of a model file and of its `data_files`."""
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in data)
 
 
 def publish(path: Path, target: Path) -> None:
@@ -131,19 +135,21 @@ def publish(path: Path, target: Path) -> None:
         path: A model that `staged` wrote, on the same file system.
         target: Where it is to appear.
     """
-    for name in _data_files(path):
+    for name in data_files(path):
         (path.parent / name).replace(target.parent / name)
     path.replace(target)
 
 
-def _data_files(path: Path) -> set[str]:
+def data_files(path: Path) -> tuple[str, ...]:
+    """Names of the external data that a model file refers to, as seen from its folder."""
     model = onnx.load(path, load_external_data=False)
-    return {
+    names = {
         entry.value
         for tensor in stored_tensors(model)
         for entry in tensor.external_data
         if entry.key == "location"
     }
+    return tuple(sorted(names))
 
 
 def _bytes(tensor: TensorProto) -> int:
@@ -163,7 +169,13 @@ def _content(tensor: TensorProto) -> bytes:
     return bytes(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
 
 
-def _move_constants_out(model: onnx.ModelProto, path: Path) -> Path:
+def _padding(at: int, size: int) -> bytes:
+    """Zeros that bring a tensor of `size` bytes from position `at` to its boundary."""
+    return b"\0" * (-at % next(boundary for least, boundary in _ALIGN if size >= least))
+
+
+def _move_constants_out(model: onnx.ModelProto, path: Path) -> Path | None:
+    """Writes the data file and makes the constants refer to it; None where all are too small to move."""
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.data")
     digest = hashlib.sha256()
     moved: list[tuple[TensorProto, int, int]] = []
@@ -173,10 +185,12 @@ def _move_constants_out(model: onnx.ModelProto, path: Path) -> Path:
                 content = _content(tensor)
                 if len(content) < _KEEP_INLINE:
                     continue
-                stream.write(b"\0" * (-stream.tell() % _ALIGN))
-                moved.append((tensor, stream.tell(), len(content)))
-                digest.update(content)
-                stream.write(content)
+                for piece in (_padding(stream.tell(), len(content)), content):
+                    digest.update(piece)
+                    stream.write(piece)
+                moved.append((tensor, stream.tell() - len(content), len(content)))
+        if not moved:
+            return None
         data = path.with_name(f"{path.stem}-{digest.hexdigest()[:16]}.data")
         partial.replace(data)
     finally:

@@ -12,7 +12,7 @@ from sparsify.lowering.decisions import Match, Request, choose, decide_all, sile
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.integrity import check_written
 from sparsify.lowering.matching import match_all
-from sparsify.lowering.model_file import read_model, staged, stored_bytes
+from sparsify.lowering.model_file import data_files, read_model, staged, stored_bytes
 from sparsify.lowering.parity import compare
 from sparsify.lowering.report import LayerReport, LowerReport, NodeCounts
 from sparsify.lowering.rewrite import HALF_ULP, Packer, rewrite
@@ -33,6 +33,7 @@ def lower(
     sizes: Mapping[str, int] | None = None,
     cache: bool = True,
     weight_dtype: str = "float32",
+    external_data: bool = False,
     target: str = "cpu",
     progress: Progress = silent,
 ) -> LowerReport:
@@ -51,6 +52,9 @@ def lower(
         cache: Whether `tune` keeps its times on disk (`$SPARSIFY_CACHE`) and looks them up there.
         weight_dtype: What sparse weights are stored in: "float32", or in half the bytes and
             rounded "bfloat16" or "float16". Sums are float32 always.
+        external_data: Write constants to a file beside the model, `<name>-<hash>.data`. It is mapped when a
+            session opens, and packed weights take no memory once kernels have derived their own form of
+            them. Constants of 2 GB and more go there in any case.
         target: "cpu", or "cuda" for ONNX Runtime's CUDA provider: decided by `gpu_cost`, unmeasured.
         progress: Called by `tune` with what is being done, how many of it are done, and how many there are.
 
@@ -81,11 +85,12 @@ def lower(
     decisions = decide_all(graph, source, matches, packer, request)
     chosen = choose(graph, matches, decisions)
     model = rewrite(graph, chosen, packer) if chosen else graph.model
-    with staged(model, written) as beside:
+    with staged(model, written, external_data=external_data) as beside:
         epsilon = max(graph.epsilon, 2 * HALF_ULP[weight_dtype])
         error = _check(graph, source, beside, inputs, epsilon) if chosen else 0.0
     layers = layer_reports(matches, decisions)
-    return LowerReport(count_nodes(layers), error, stored_bytes(written), layers)
+    data = data_files(written)
+    return LowerReport(count_nodes(layers), error, stored_bytes(written, data), layers, data)
 
 
 def _check(

@@ -98,6 +98,7 @@ class LowerReport:
         max_abs_error: Largest absolute difference of any output from the source's.
         bytes: Size of the written model, external data included.
         layers: One entry a weight-bearing node, in the file's order.
+        data_files: Names of the files beside the model that hold its external data; as a rule none.
         what_if: What imposed sparsity would gain, where that was asked.
     """
 
@@ -105,12 +106,14 @@ class LowerReport:
     max_abs_error: float
     bytes: int
     layers: tuple[LayerReport, ...]
+    data_files: tuple[str, ...] = ()
     what_if: WhatIf | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries and lists; `what_if` only where it was asked."""
         found = asdict(self) | {
-            "layers": [asdict(layer) | {"shape": list(layer.shape)} for layer in self.layers]
+            "layers": [asdict(layer) | {"shape": list(layer.shape)} for layer in self.layers],
+            "data_files": list(self.data_files),
         }
         del found["what_if"]
         return found if self.what_if is None else found | {"what_if": self.what_if.to_dict()}

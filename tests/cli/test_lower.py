@@ -77,10 +77,20 @@ def test_what_if_needs_no_output_and_says_that_accuracy_is_not_looked_at(run, pr
         (("-o", "x.onnx", "--size", "width=4"), 1, "width"),
         (("-o", "x.onnx", "--layout", "coo"), 1, "coo"),
         (("--what-if", "9"), 1, "sparsity"),
+        (("--what-if", "0.9", "--external-data"), 2, "--external-data"),
     ],
 )
 def test_bad_calls_say_what_is_wrong(run, pruned, words, code, said):
     assert said in run("lower", pruned, *words, code=code).err
+
+
+def test_weights_in_a_file_of_their_own_are_named(run, pruned, tmp_path):
+    words = ("lower", pruned, "-o", tmp_path / "out.onnx", "--layout", "csr", "--external-data")
+    data = json.loads(run(*words, "--format", "json").out)
+    (file,) = tmp_path.glob("out-*.data")
+    assert data["data_files"] == [file.name]
+    assert data["bytes"] == file.stat().st_size + (tmp_path / "out.onnx").stat().st_size
+    assert f"its weights are in {file.name}" in run(*words).out
 
 
 def test_a_profile_says_what_nodes_achieve_and_can_be_drawn(run, pruned, tmp_path, monkeypatch):

@@ -168,6 +168,49 @@ def test_external_data_of_every_kind_of_constant(tmp_path, monkeypatch):
     np.testing.assert_allclose(Session(path).run(feeds)["y"], expected, rtol=1e-4, atol=1e-3)
 
 
+def test_external_data_of_any_size_where_it_is_asked_for(tmp_path, built):
+    path, target = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(built, path)
+    report = lower(path, target, layout="csr", external_data=True)
+    (data,) = tmp_path.glob("out-*.data")
+    assert report.data_files == (data.name,)
+    assert lower(path, tmp_path / "one.onnx", layout="csr").data_files == ()
+    x = np.ones((2, 64), np.float32)
+    expected, actual = (Session(tmp_path / name).run({"x": x})["y"] for name in ("one.onnx", "out.onnx"))
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_constants_too_small_to_move_leave_no_empty_file(tmp_path, built):
+    built.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((4, 2), np.float32), "w"))
+    with model_file.staged(built, tmp_path / "a.onnx", external_data=True):
+        pass
+    assert [item.name for item in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_large_tensors_start_on_pages(tmp_path):
+    """A page that two tensors share could only be given back with both."""
+    sizes = {"small": 300, "page": 5000, "tiny": 257, "mapped": 1 << 18}
+    weights = {name: np.ones(size, np.float32) for name, size in sizes.items()}
+    nodes = [node("Add", ["x", name], f"{name}_y") for name in weights]
+    built = model(nodes, {"x": (1,)}, {f"{name}_y": (None,) for name in weights}, weights)
+    with model_file.staged(built, tmp_path / "a.onnx", external_data=True):
+        pass
+    offsets = {
+        tensor.name: int(entry.value)
+        for tensor in onnx.load(tmp_path / "a.onnx", load_external_data=False).graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "offset"
+    }
+    assert {name: offset % (1 << 16) for name, offset in offsets.items()} == {
+        "small": 0,
+        "page": 4096,
+        "tiny": (4096 + 20000 + 63) // 64 * 64,
+        "mapped": 0,
+    }
+    for name, value in Session(tmp_path / "a.onnx").run({"x": np.ones(1, np.float32)}).items():
+        np.testing.assert_array_equal(value, np.full(sizes[name.removesuffix("_y")], 2, np.float32))
+
+
 def test_failure_leaves_external_data_that_was_there(tmp_path, built, monkeypatch):
     path, target = tmp_path / "model.onnx", tmp_path / "out.onnx"
     onnx.save(built, path)

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "abi.h"
+#include "attention.h"
 #include "cuda_operators.h"
 #include "custom_op.h"
 #include "operators.h"
@@ -60,6 +61,7 @@ OrtCustomOpDomain* MakeDomain(const OrtApi& api, int threads, const char* versio
   Check(api, api.CreateCustomOpDomain(kDomain, &domain));
   Check(api, api.CustomOpDomain_Add(domain, new CustomOp<SparseLinear>(api, settings)));
   Check(api, api.CustomOpDomain_Add(domain, new CustomOp<SparseConv>(api, settings)));
+  Check(api, api.CustomOpDomain_Add(domain, new AttentionOp(api, settings)));
   // Of operators of one name ONNX Runtime takes the schema of the first, so the CPU's come first.
   Check(api, api.CustomOpDomain_Add(domain, new CudaOp<CudaSparseLinear>(api, settings)));
   Check(api, api.CustomOpDomain_Add(domain, new CudaOp<CudaSparseConv>(api, settings)));

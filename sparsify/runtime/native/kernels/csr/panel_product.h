@@ -14,7 +14,6 @@
 
 #include "../../base/aligned.h"
 #include "../api.h"
-#include "packed_pages.h"
 #include "panel_plan.h"
 
 namespace sparsify {
@@ -45,11 +44,15 @@ void RunTasks(const ParallelFor& parallel, int64_t workers, int64_t count, Funct
       &shared);
 }
 
+// Sums that wait for the next tile, and packed inputs that are kept for other rows: together they leave room
+// for weights in a second-level cache of 1 MB.
+constexpr int64_t kWaitingFloats = 3 << 15;
+constexpr int64_t kKeptFloats = 1 << 17;
+
 // The plans of one weight, made when first asked for. Safe from several threads.
 class PanelPlans {
  public:
-  // The pages must live as long.
-  PanelPlans(const Matrix& matrix, const PackedPages& pages) : matrix_(matrix), pages_(pages) {}
+  explicit PanelPlans(const Matrix& matrix) : matrix_(matrix) {}
 
   // For X of this many columns.
   const PanelPlan& For(int64_t columns, int threads) const {
@@ -57,10 +60,7 @@ class PanelPlans {
     const int64_t spacing = kSpacing[groups];
     const std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<PanelPlan>& plan = plans_[{spacing, threads}];
-    if (plan == nullptr) {
-      plan = std::make_unique<PanelPlan>(matrix_, threads, spacing);
-      pages_.Derived();
-    }
+    if (plan == nullptr) plan = std::make_unique<PanelPlan>(matrix_, Parts(spacing, threads), spacing);
     return *plan;
   }
 
@@ -75,12 +75,17 @@ class PanelPlans {
     }
     if (flat_.size() >= kKeptSizes) flat_.erase(flat_.begin());
     flat_.push_back({spacing, threads, tile.floats, tile.taps,
-                     std::make_shared<PanelPlan>(matrix_, threads, spacing, tile)});
-    pages_.Derived();
+                     std::make_shared<PanelPlan>(matrix_, Parts(spacing, threads), spacing, tile)});
     return flat_.back().plan;
   }
 
  private:
+  // For every thread one, and few enough rows in each that their sums can wait together.
+  int Parts(int64_t spacing, int threads) const {
+    const int64_t least = (matrix_.rows * spacing + kWaitingFloats - 1) / kWaitingFloats;
+    return static_cast<int>(std::max<int64_t>(threads, least));
+  }
+
   static constexpr size_t kKeptSizes = 4;
   struct FlatPlan {
     int64_t spacing;
@@ -91,7 +96,6 @@ class PanelPlans {
   };
 
   Matrix matrix_;
-  const PackedPages& pages_;
   mutable std::mutex mutex_;
   mutable std::map<std::pair<int64_t, int>, std::unique_ptr<PanelPlan>> plans_;
   mutable std::vector<FlatPlan> flat_;  // oldest first
@@ -114,7 +118,8 @@ inline int64_t WideColumns(const PanelPlan& plan, int64_t total, int threads, in
 }
 
 // How `total` columns are cut into tasks: by panel, and by block of rows as well where panels alone would
-// leave threads idle. Where there are several runs of so many columns, no panel holds columns of two.
+// leave threads idle. Where there are several runs of so many columns, no panel holds columns of two. Panels
+// of a run, and strips of a panel, differ by one group of columns at most.
 struct PanelTasks {
   PanelTasks(const PanelPlan& plan, int64_t total, int threads, int64_t panel = kPanelColumns,
              int64_t runs = 1)
@@ -125,14 +130,23 @@ struct PanelTasks {
     const bool even = panels % threads == 0 || panels >= 4 * threads;
     parts = even ? 1 : plan.parts();
     workers = std::min<int64_t>(threads, panels * parts);
-    const int64_t groups = std::min<int64_t>(plan.most_groups(), (columns + kGroup - 1) / kGroup);
-    strip = plan.most_groups() * kGroup;
-    const int64_t rows = parts == 1 ? plan.last_row(plan.parts() - 1) : plan.largest_part();
-    const int64_t row_bytes = kSpacing[groups] * static_cast<int64_t>(sizeof(float));
-    tile_bytes = static_cast<size_t>(plan.tile_floats()) * sizeof(float);
-    panel_floats = rows * kSpacing[groups];
-    const int64_t strips = (std::min(columns, panel_columns) + strip - 1) / strip;
-    worker_bytes = tile_bytes + static_cast<size_t>(strips * rows * row_bytes);
+    most_groups = plan.most_groups();
+    const int64_t groups = std::min(most_groups, Groups(columns));
+    const int64_t spacing = kSpacing[groups];
+    strips = (Groups(std::min(columns, panel_columns)) + most_groups - 1) / most_groups;
+    cuts = parts == 1 ? RowCuts(plan, spacing) : std::vector<int>{};
+    const int64_t rows = parts == 1 ? LargestCut(plan) : plan.largest_part();
+    panel_floats = rows * spacing;
+    // Packed inputs are kept for the rows to come if the second-level cache holds them.
+    kept_tiles = cuts.size() > 2 && strips * plan.tiles() * plan.tile_floats() <= kKeptFloats;
+    tiles = kept_tiles ? strips * plan.tiles() : 1;
+    tile_floats = plan.tile_floats();
+    worker_bytes = static_cast<size_t>(tiles * tile_floats + strips * panel_floats) * sizeof(float);
+  }
+  static int64_t Groups(int64_t columns) { return (columns + kGroup - 1) / kGroup; }
+  // The first column of panel i of a run, or of strip i of `count` of so many columns.
+  static int64_t Begin(int64_t columns, int64_t i, int64_t count) {
+    return std::min(columns, Groups(columns) * i / count * kGroup);
   }
   size_t ScratchBytes() const { return static_cast<size_t>(workers) * worker_bytes + kCacheLine; }
 
@@ -142,10 +156,32 @@ struct PanelTasks {
   int64_t panels;
   int64_t parts;
   int64_t workers;
-  int64_t strip;         // columns that are multiplied together
-  int64_t panel_floats;  // waiting sums of a strip
-  size_t tile_bytes;
+  int64_t most_groups;    // of columns that are multiplied together
+  int64_t strips;         // of a panel
+  int64_t panel_floats;   // waiting sums of a strip
+  std::vector<int> cuts;  // parts of the plan between two of these have their sums wait together
+  bool kept_tiles;
+  int64_t tiles;
+  int64_t tile_floats;
   size_t worker_bytes;
+
+ private:
+  std::vector<int> RowCuts(const PanelPlan& plan, int64_t spacing) const {
+    std::vector<int> cuts = {0};
+    for (int part = 1; part < plan.parts(); ++part) {
+      const int64_t rows = plan.last_row(part) - plan.first_row(cuts.back());
+      if (rows * spacing * strips > kWaitingFloats) cuts.push_back(part);
+    }
+    cuts.push_back(plan.parts());
+    return cuts;
+  }
+  int64_t LargestCut(const PanelPlan& plan) const {
+    int64_t rows = 0;
+    for (size_t i = 1; i < cuts.size(); ++i) {
+      rows = std::max(rows, plan.last_row(cuts[i] - 1) - plan.first_row(cuts[i - 1]));
+    }
+    return rows;
+  }
 };
 
 // make(run, first_column, columns) tells how these columns are read and written: its result's
@@ -156,44 +192,58 @@ template <class Make>
 void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, const PanelTasks& tasks,
                const ParallelFor& parallel, void* scratch, Make make) {
   unsigned char* memory = AlignUp<unsigned char>(scratch);
+  using Ends = decltype(make(int64_t{0}, int64_t{0}, int64_t{0}));
+  struct Strip {
+    Ends ends;
+    int groups;
+    float* tiles;
+    float* sums;
+  };
   RunTasks(parallel, tasks.workers, tasks.panels * tasks.parts, [&](int64_t worker, int64_t task) {
-    float* tile = reinterpret_cast<float*>(memory + static_cast<size_t>(worker) * tasks.worker_bytes);
-    float* panel = tile + tasks.tile_bytes / sizeof(float);
+    float* tiles = reinterpret_cast<float*>(memory + static_cast<size_t>(worker) * tasks.worker_bytes);
+    float* sums = tiles + tasks.tiles * tasks.tile_floats;
     const int64_t run = task / tasks.parts / tasks.run_panels;
-    const int64_t first_column = task / tasks.parts % tasks.run_panels * tasks.panel_columns;
-    const int64_t columns = std::min(tasks.panel_columns, tasks.columns - first_column);
-    const int first_part = tasks.parts == 1 ? 0 : static_cast<int>(task % tasks.parts);
-    const int last_part = tasks.parts == 1 ? plan.parts() : first_part + 1;
-    const int64_t first_row = plan.first_row(first_part);
-    const int64_t last_row = plan.last_row(last_part - 1);
-    using Ends = decltype(make(run, first_column, columns));
-    std::vector<Ends> ends;
-    std::vector<int> groups;
-    for (int64_t c = 0; c < columns; c += tasks.strip) {
-      const int64_t width = std::min(tasks.strip, columns - c);
-      ends.push_back(make(run, first_column + c, width));
-      groups.push_back(static_cast<int>((width + kGroup - 1) / kGroup));
+    const int64_t index = task / tasks.parts % tasks.run_panels;
+    const int64_t first_column = PanelTasks::Begin(tasks.columns, index, tasks.run_panels);
+    const int64_t columns = PanelTasks::Begin(tasks.columns, index + 1, tasks.run_panels) - first_column;
+    const int64_t groups = PanelTasks::Groups(columns);
+    const int64_t count = (groups + tasks.most_groups - 1) / tasks.most_groups;
+    std::vector<Strip> strips;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t first = PanelTasks::Begin(columns, i, count);
+      const int64_t width = PanelTasks::Begin(columns, i + 1, count) - first;
+      strips.push_back({make(run, first_column + first, width), static_cast<int>(PanelTasks::Groups(width)),
+                        tiles + (tasks.kept_tiles ? i * plan.tiles() * tasks.tile_floats : 0),
+                        sums + i * tasks.panel_floats});
     }
-    std::memset(panel, 0, ends.size() * static_cast<size_t>(tasks.panel_floats) * sizeof(float));
-    for (int64_t t = 0; t < plan.tiles(); ++t) {
-      const int64_t first_input = t * plan.depth();
-      for (size_t s = 0; s < ends.size(); ++s) {
-        ends[s].Pack(first_input, std::min(plan.depth(), matrix.columns - first_input), tile, groups[s]);
-        float* sums = panel + static_cast<int64_t>(s) * tasks.panel_floats;
-        for (int part = first_part; part < last_part; ++part) {
-          isa.multiply(plan.Segment(t, part), tile,
-                       sums + (plan.first_row(part) - first_row) * kSpacing[groups[s]], groups[s]);
+    const int part = static_cast<int>(task % tasks.parts);
+    const std::vector<int> one = {part, part + 1};
+    const std::vector<int>& cuts = tasks.parts == 1 ? tasks.cuts : one;
+    for (size_t cut = 1; cut < cuts.size(); ++cut) {
+      const int64_t first_row = plan.first_row(cuts[cut - 1]), last_row = plan.last_row(cuts[cut] - 1);
+      std::memset(sums, 0, static_cast<size_t>(count * tasks.panel_floats) * sizeof(float));
+      for (int64_t t = 0; t < plan.tiles(); ++t) {
+        const int64_t first_input = t * plan.depth();
+        for (const Strip& strip : strips) {
+          float* tile = strip.tiles + (tasks.kept_tiles ? t * tasks.tile_floats : 0);
+          if (cut == 1 || !tasks.kept_tiles) {
+            strip.ends.Pack(first_input, std::min(plan.depth(), matrix.columns - first_input), tile,
+                            strip.groups);
+          }
+          for (int p = cuts[cut - 1]; p < cuts[cut]; ++p) {
+            isa.multiply(plan.Segment(t, p), tile,
+                         strip.sums + (plan.first_row(p) - first_row) * kSpacing[strip.groups], strip.groups);
+          }
         }
       }
-    }
-    // With several strips, few rows at a time: what is written to a page is written in one go.
-    const int64_t end = std::min(last_row, matrix.rows);
-    const int64_t step = tasks.panel_columns > kPanelColumns ? kStoredRows : end - first_row;
-    for (int64_t row = first_row; row < end; row += step) {
-      for (size_t s = 0; s < ends.size(); ++s) {
-        const float* sums = panel + static_cast<int64_t>(s) * tasks.panel_floats;
-        ends[s].Store(row, std::min(row + step, end), sums + (row - first_row) * kSpacing[groups[s]],
-                      groups[s]);
+      // With several strips, few rows at a time: what is written to a page is written in one go.
+      const int64_t end = std::min(last_row, matrix.rows);
+      const int64_t step = tasks.panel_columns > kPanelColumns ? kStoredRows : end - first_row;
+      for (int64_t row = first_row; row < end; row += step) {
+        for (const Strip& strip : strips) {
+          strip.ends.Store(row, std::min(row + step, end),
+                           strip.sums + (row - first_row) * kSpacing[strip.groups], strip.groups);
+        }
       }
     }
   });

@@ -4,11 +4,11 @@
                                   [--batch 1] [--threads 2] [--duration 5] [--tune] [--models FOLDER]
                                   [-o FOLDER]
 
-ResNet-18 (224²), ViT-B/16 (224²), GPT-2 small (128 tokens), random weights: the dense original, and its
-Sparse Wide model of the same FLOPs over the whole model, both exported, the sparse one lowered, both in ONNX
-Runtime in this process, in alternating blocks. The time ratio is sparse over dense: 1 is iso-time. With them
-stands the wide model's own dense export, to show what the zeros save. One JSON object on stdout, a line a
-setting on stderr; with -o also a JSON file in which other settings of earlier runs stay.
+ResNet-18 and ViT-B/16 (224², 1000 classes), GPT-2 small (128 tokens), random weights: the dense original,
+and its Sparse Wide model of the same FLOPs over the whole model, both exported, the sparse one lowered, both
+in ONNX Runtime in this process, in alternating blocks. The time ratio is sparse over dense: 1 is iso-time.
+With them stands the wide model's own dense export, to show what the zeros save. One JSON object on stdout, a
+line a setting on stderr; with -o also a JSON file in which other settings of earlier runs stay.
 
 Exports take minutes for GPT-2, whose wide model has more than 300M parameters. With --models they are kept in
 a folder and taken from there the next time.
@@ -40,17 +40,17 @@ TOKENS = 128
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class ImageFeatures(nn.Module):
-    """A transformers model of images, called with pixels alone, returning its last state."""
+class ImageLogits(nn.Module):
+    """An image classifier, called with pixels alone."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[B, 3, 224, 224] → the last hidden state."""
-        state: torch.Tensor = self.inner(pixel_values).last_hidden_state
-        return state
+        """[B, 3, 224, 224] → [B, 1000]."""
+        logits: torch.Tensor = self.inner(pixel_values).logits
+        return logits
 
 
 class Logits(nn.Module):
@@ -67,17 +67,28 @@ class Logits(nn.Module):
 
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """The dense original with random weights, and inputs of two samples."""
-    from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
+    """The dense original with random weights, and inputs of two samples.
+
+    Images come with their classifier: the last state as output would hold the residual stream at its width.
+    """
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        ResNetConfig,
+        ResNetForImageClassification,
+        ViTConfig,
+        ViTForImageClassification,
+    )
 
     torch.manual_seed(0)
     if name == "gpt2":
         return Logits(GPT2LMHeadModel(GPT2Config()).eval()), torch.randint(50_000, (2, TOKENS))
     images = torch.randn(2, 3, 224, 224)
     if name == "vit":
-        return ImageFeatures(ViTModel(ViTConfig(), add_pooling_layer=False).eval()), images
-    config = ResNetConfig(layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512])
-    return ImageFeatures(ResNetModel(config).eval()), images
+        return ImageLogits(ViTForImageClassification(ViTConfig(num_labels=1000)).eval()), images
+    widths = [64, 128, 256, 512]
+    config = ResNetConfig(num_labels=1000, layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=widths)
+    return ImageLogits(ResNetForImageClassification(config).eval()), images
 
 
 @dataclass(frozen=True)

@@ -159,22 +159,19 @@ def bytes_table(ledger: Ledger[Cell]) -> str:
     lines = []
     for (model, pattern, layout, dtype), found in groups.items():
         first = min(found, key=lambda row: row.batch)
-        file, one = float(first.values["file"]), first.values["memory"]
-        more = [row.values["memory"] for row in found if row is not first]
-        known = [share for share in (file, one, *more) if share is not None]
-        lines.append(
-            [
-                f"{model}, {pattern}{'' if layout == 'chosen' else f', {layout}'}, {dtype}",
-                f"{file:.3f}",
-                _share(one),
-                _share(max(more, default=None, key=lambda share: share or 0.0)),
-                _limits(targets.BYTES),
-                targets.judged(file, targets.BYTES, least=False),
-                targets.judged(max(known), targets.BYTES, least=False),
-            ]
-        )
-    head = ["weights, 90 %", "file", "memory, batch 1", "larger batches", "at most / goal", "file", "memory"]
-    return table(head, lines)
+        file = float(first.values["file"])
+        verdicts = [targets.judged(file, targets.BYTES, least=False)]
+        shares = [f"{file:.3f}"]
+        for kind in ("memory", "mapped"):
+            one = first.values[kind]
+            more = max((row.values[kind] or 0.0 for row in found if row is not first), default=None)
+            shares += [_share(one), _share(more)]
+            most = max(one or 0.0, more or 0.0)
+            verdicts.append(targets.judged(most, targets.BYTES if most else None, least=False))
+        name = f"{model}, {pattern}{'' if layout == 'chosen' else f', {layout}'}, {dtype}"
+        lines.append([name, *shares, _limits(targets.BYTES), *verdicts])
+    head = ["weights, 90 %", "file", "memory, batch 1", "larger", "external data, batch 1", "larger"]
+    return table([*head, "at most / goal", "file", "memory", "external data"], lines)
 
 
 def slower_table(ledger: Ledger[Cell]) -> str:

@@ -1,7 +1,8 @@
 """Bytes of sparse weights, in the file and in memory, over those of the dense weights in float32.
 
 In memory are the packed tensors, which kernels refer to, and what the kernels derive from them at first use.
-The latter is counted by the C library's own allocator; elsewhere only the file's bytes are known.
+The latter is counted by the C library's own allocator; elsewhere only the file's bytes are known. Weights in
+external data are mapped, and how much of them stays in memory after a run is asked of the system.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from benchmarks.cpu import resident
 from benchmarks.cpu.cells import DTYPES, Cell
-from sparsify import lowering, runtime
+from benchmarks.cpu.layers import write_layer
+from sparsify import lowering
 from sparsify.errors import RuntimeLibraryError
 from sparsify.runtime import library
-from sparsify.runtime.feeds import make_feeds
-from sparsify.runtime.layer_bench import parse_linear
-from sparsify.runtime.layer_weights import masked_weight, natural_layout
-from sparsify.runtime.layouts import Packed, pack_linear, tensor_structures
+from sparsify.runtime.layer_weights import natural_layout
+from sparsify.runtime.layouts import Packed, tensor_structures
 from sparsify.runtime.session import DOMAIN
 
 Shape = tuple[int, ...]
@@ -65,16 +66,10 @@ def heap_bytes() -> int | None:
 
 def layer_rows(cell: Cell) -> list[dict[str, Any]]:
     """Bytes of one linear layer in every number type: in the file, and in memory for each batch size."""
-    weight = masked_weight(parse_linear(cell.model).weight, cell.sparsities[0], cell.pattern)
     layout = natural_layout(cell.pattern)
-    rows = []
-    for dtype in DTYPES:
-        packed = pack_linear(weight, layout=layout, dtype=dtype)
-        shared = {"layout": layout, "dtype": dtype, "file": packed.nbytes / weight.nbytes}
-        for batch in cell.batches:
-            extra = derived(packed, (batch, weight.shape[1]))
-            rows.append(shared | {"batch": batch, "memory": _over(packed.nbytes, extra, weight.nbytes)})
-    return rows
+    with tempfile.TemporaryDirectory() as made:
+        plain = write_layer(cell.model, cell.pattern, cell.sparsities[0], Path(made))
+        return [row for dtype in DTYPES for row in _rows(cell, plain, layout, dtype)]
 
 
 def network_rows(cell: Cell, plain: Path) -> list[dict[str, Any]]:
@@ -84,24 +79,39 @@ def network_rows(cell: Cell, plain: Path) -> list[dict[str, Any]]:
         cell: With one batch size.
         plain: The network in standard operators, zeros in place.
     """
+    return [row for dtype in DTYPES[:2] for row in _rows(cell, plain, None, dtype)]
+
+
+def _rows(cell: Cell, plain: Path, layout: str | None, dtype: str) -> list[dict[str, Any]]:
+    """Shares of the dense bytes for each batch size; none where every layer stayed dense.
+
+    `file` counts packed weights, `memory` these and what kernels derive from them, and `mapped` what stays in
+    memory of the weights where they are external data, and the same derived form.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        lowered = Path(made) / "lowered.onnx"
+        report = lowering.lower(
+            plain,
+            lowered,
+            layout=layout,
+            threads=cell.threads,
+            batches=cell.batches[:1],
+            weight_dtype=dtype,
+            external_data=True,
+        )
+        packed = dict(packed_nodes(onnx.load(lowered)))
+        runs = [resident.run(lowered, batch, cell.threads) for batch in cell.batches]
+    size = sum(found.nbytes for found in packed.values())
+    dense = sum(4 * math.prod(found.shape) for found in packed.values())
+    shared = {"layout": layout or "chosen", "dtype": dtype, "sparse": report.nodes.sparse}
     rows = []
-    for dtype in DTYPES[:2]:
-        with tempfile.TemporaryDirectory() as folder:
-            lowered = Path(folder) / "lowered.onnx"
-            report = lowering.lower(
-                plain, lowered, threads=cell.threads, batches=cell.batches, weight_dtype=dtype
-            )
-            model = onnx.load(lowered)
-            shapes = _input_shapes(lowered, cell.batches[0], cell.threads)
-        packed = dict(packed_nodes(model))
-        size = sum(found.nbytes for found in packed.values())
-        dense = sum(4 * math.prod(found.shape) for found in packed.values())
-        extras = [derived(found, shapes[name]) for name, found in packed.items()]
+    for batch, run in zip(cell.batches, runs, strict=True) if dense else ():
+        extras = [derived(found, run.shapes[name]) for name, found in packed.items()]
         known = [extra for extra in extras if extra is not None]
         extra = sum(known) if len(known) == len(extras) else None
-        found = {"layout": "chosen", "dtype": dtype, "batch": cell.batches[0], "sparse": report.nodes.sparse}
-        if dense:
-            rows.append(found | {"file": size / dense, "memory": _over(size, extra, dense)})
+        mapped = None if run.resident is None else _over(run.resident, extra, dense)
+        memory = _over(size, extra, dense)
+        rows.append(shared | {"batch": batch, "file": size / dense, "memory": memory, "mapped": mapped})
     return rows
 
 
@@ -176,10 +186,3 @@ def _check(status: int) -> None:
 
 def _over(size: int, extra: int | None, dense: int) -> float | None:
     return None if extra is None else (size + extra) / dense
-
-
-def _input_shapes(path: Path, batch: int, threads: int) -> dict[str, Shape]:
-    """Shape of the input of every node of a model, by the node's name, as a run sees it."""
-    session = runtime.Session(path, threads=threads, profile=True)
-    session.run(make_feeds(onnx.load(path, load_external_data=False), batch))
-    return {row["node"]: tuple(row["inputs"][0]) for row in session.profile() if row["inputs"]}

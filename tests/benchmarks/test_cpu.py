@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.cpu import layers, machine, networks, peer, storage, targets, whole
 from benchmarks.cpu.__main__ import main
-from benchmarks.cpu.cells import FULL, MACHINE, PARTS, PEER, QUICK, Cell, cells
+from benchmarks.cpu.cells import DTYPES, FULL, MACHINE, PARTS, PEER, QUICK, Cell, cells
 from benchmarks.cpu.machine import Machine
 from benchmarks.cpu.results import Row, rows
 from benchmarks.cpu.rounds import compare
@@ -205,6 +206,21 @@ def test_what_kernels_derive_is_counted_beside_the_file():
     assert many > values > few
     convolution = pack_conv(masked_weight((32, 16, 3, 3), 0.5, "unstructured"), pads=(1, 1, 1, 1))
     assert storage.derived(convolution, (1, 16, 8, 8)) > 4 * 32 * 16 * 9 // 2
+
+
+@pytest.mark.parametrize(("pattern", "layout"), [("unstructured", "csr"), ("4x1", "blocks-4")])
+def test_mapped_weights_take_what_kernels_derive_and_no_more(pattern, layout):
+    if storage.heap_bytes() is None or sys.platform != "linux":
+        pytest.skip("the system does not tell what is in memory")
+    cell = Cell("bytes", "1024x512", (0.9,), (1, 64), 1, pattern)
+    rows_of = storage.layer_rows(cell)
+    assert {(row["dtype"], row["batch"]) for row in rows_of} == {(d, b) for d in DTYPES for b in (1, 64)}
+    for row in rows_of:
+        assert row["layout"] == layout
+        derived = row["memory"] - row["file"]
+        kept = row["file"] if derived < 0.01 else 0.0  # blocks that one row reads in place
+        assert row["mapped"] == pytest.approx(derived + kept, abs=0.02)
+        assert row["mapped"] < row["memory"] + 0.02
 
 
 def test_sparse_nodes_that_lose_are_found_beside_equal_products():

@@ -67,9 +67,18 @@ class Layer {
   Gradients Backward(const std::vector<float>& x, const std::vector<float>& dy, int64_t batch) const {
     Gradients g = {Unset(batch * in_), Unset(out_ * in_), Unset(out_)};
     Check(sparsify_train_linear_backward(layer_, x.data(), batch, dy.data(), values_.data(), g.x.data(),
-                                         g.weight.data(), g.bias.data(), threads_),
+                                         g.weight.data(), g.bias.data(), threads_, 0),
           label_);
     return g;
+  }
+  // Only the active positions of a gradient whose others hold `rest`.
+  std::vector<float> WeightGradientInto(const std::vector<float>& x, const std::vector<float>& dy,
+                                        int64_t batch, float rest) const {
+    std::vector<float> weight(static_cast<size_t>(out_ * in_), rest);
+    Check(sparsify_train_linear_backward(layer_, x.data(), batch, dy.data(), values_.data(), nullptr,
+                                         weight.data(), nullptr, threads_, 1),
+          label_);
+    return weight;
   }
 
   const std::string& label() const { return label_; }
@@ -143,6 +152,12 @@ void CheckLayer(const std::vector<float>& weight, int64_t out, int64_t in, int64
     Compare(gradients.x, dx, where + ", input gradient");
     Compare(gradients.weight, dweight, where + ", weight gradient");
     Compare(gradients.bias, dbias, where + ", bias gradient");
+    const std::vector<float> into = layer.WeightGradientInto(x, dy, batch, 7.0f);
+    for (size_t i = 0; i < into.size(); ++i) {
+      if (into[i] != (weight[i] == 0.0f ? 7.0f : gradients.weight[i])) {
+        Die(where + ", weight gradient at active positions only: element " + std::to_string(i));
+      }
+    }
   }
 }
 
@@ -219,7 +234,7 @@ void TestBadArgumentsAreRefused() {
   float y[2] = {};
   if (sparsify_train_linear_forward(layer.get(), x, 1, values, nullptr, y, 0) == 0 ||
       sparsify_train_linear_forward(layer.get(), x, -1, values, nullptr, y, 1) == 0 ||
-      sparsify_train_linear_backward(layer.get(), x, 1, y, values, nullptr, nullptr, y, 1) == 0) {
+      sparsify_train_linear_backward(layer.get(), x, 1, y, values, nullptr, nullptr, y, 1, 0) == 0) {
     Die("bad run arguments are accepted");
   }
 }

@@ -97,7 +97,7 @@ class SparseLinear final : public LinearLayer {
 
   void WeightGradient(const float* x, int64_t batch, const float* dy, const Gradients& gradients,
                       const ParallelFor& parallel) const {
-    const Plan& plan = weight_.plan();
+    const Plan& plan = weight_.sampled();
     RunSampled(
         sampler_, plan, batch, parallel,
         [&](int64_t first, int64_t count) { return Operand(x, plan.columns(), first, count); },

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../csr/isa.h"
+#include "sample.h"
 
 namespace sparsify {
 namespace train {
@@ -32,10 +33,13 @@ bool MakeTopology(int64_t rows, int64_t columns, const int64_t* positions, int64
 // The transposed topology; source[i] is the position's index in the given one.
 Topology Transposed(const Topology& topology, std::vector<uint32_t>* source);
 
+// Columns of X that a product takes together: fewer where a row brings few positions to a tile.
+int64_t ProductStrip(const Topology& topology);
+
 class Plan {
  public:
-  // At least `parts` parts of the rows where there are as many rows.
-  Plan(const Topology& topology, int parts);
+  // At least `parts` parts of the rows where there are as many rows. strip: columns, 32 or 64.
+  Plan(const Topology& topology, int parts, int64_t strip);
 
   int64_t rows() const { return rows_; }
   int64_t columns() const { return columns_; }
@@ -48,7 +52,7 @@ class Plan {
   // The slots of a part are [first_slot(part), first_slot(part + 1)).
   int64_t first_slot(int part) const;
   int64_t largest_part_slots() const;
-  // Without values where these are null. Rows are relative to the part.
+  // Without values where these are null. Rows are relative to the part, and kRowsAhead more may be read.
   csr::PanelSegment Segment(int64_t tile, int part, const float* values) const;
   // First slot of a segment.
   int64_t Slot(int64_t tile, int part) const;

@@ -105,21 +105,6 @@ void RunProduct(const csr::Isa& isa, const Plan& plan, const float* values, int6
   });
 }
 
-// sums[row] += the floats of each row of a panel.
-inline void AddRows(const float* panel, int64_t rows, int groups, float* sums) {
-  const int64_t spacing = csr::kSpacing[groups];
-  for (int64_t row = 0; row < rows; ++row) {
-    float lanes[csr::kGroup] = {};
-    for (int group = 0; group < groups; ++group) {
-      for (int i = 0; i < csr::kGroup; ++i) lanes[i] += panel[row * spacing + group * csr::kGroup + i];
-    }
-    for (int half = csr::kGroup / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    sums[row] += lanes[0];
-  }
-}
-
 // inputs(first_column, columns) and outputs(first_column, columns) read X and dY like `make` above. When all
 // columns of a part are done, finish(part, gradients, sums) gets the gradients of its slots and the sums of
 // its rows of dY.
@@ -144,7 +129,7 @@ void RunSampled(const Sampler& sampler, const Plan& plan, int64_t columns, const
       const int64_t width = std::min(strip, columns - first);
       const int groups = Groups(width);
       outputs(first, width).Pack(first_row, rows, panel, groups);
-      AddRows(panel, rows, groups, sums);
+      sampler.add_rows(panel, rows, groups, sums);
       auto x = inputs(first, width);
       for (int64_t t = 0; t < plan.tiles(); ++t) {
         const int64_t first_input = t * plan.depth();

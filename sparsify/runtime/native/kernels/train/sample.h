@@ -14,9 +14,14 @@ namespace train {
 using Sample = void (*)(const csr::PanelSegment& segment, const float* tile, const float* panel, int groups,
                         bool add, float* gradients);
 
+// Rows of a segment that are asked for ahead: a plan lists so many beyond its last.
+constexpr int kRowsAhead = 2;
+
 struct Sampler {
   const char* name;
   Sample sample;
+  // sums[row] += the floats of each row of a panel.
+  void (*add_rows)(const float* panel, int64_t rows, int groups, float* sums);
 };
 
 #if defined(__x86_64__) || defined(_M_X64)

@@ -41,7 +41,7 @@ struct V {
 
 }  // namespace
 
-const Sampler sampler_avx2 = {"avx2", &SampleRows<V>};
+const Sampler sampler_avx2 = {"avx2", &SampleRows<V>, &AddRows<V>};
 
 }  // namespace train
 }  // namespace sparsify

@@ -66,7 +66,7 @@ struct V {
 
 }  // namespace
 
-const Sampler sampler_avx512 = {"avx512", &SampleRows<V>};
+const Sampler sampler_avx512 = {"avx512", &SampleRows<V>, &AddRows<V>};
 
 }  // namespace train
 }  // namespace sparsify

@@ -63,6 +63,9 @@ void SampleClass(const csr::PanelSegment& segment, size_t first_row, size_t firs
   const uint32_t* row = segment.rows + first_row;
   for (uint32_t i = 0; i < rows; ++i) {
     const float* line = panel + static_cast<int64_t>(row[i]) * kStride;
+    const float* soon = panel + static_cast<int64_t>(row[i + kRowsAhead]) * kStride;
+    SPARSIFY_UNROLL
+    for (int64_t k = 0; k < kStride; k += csr::kGroup) SPARSIFY_PREFETCH(soon + k);
     typename V::Register d[R];
     SPARSIFY_UNROLL
     for (int r = 0; r < R; ++r) d[r] = V::Load(line + r * V::kWidth);
@@ -113,6 +116,26 @@ void SampleGroups(const csr::PanelSegment& segment, const float* tile, const flo
     SampleSegment<V, G, true>(segment, tile, panel, gradients);
   } else {
     SampleSegment<V, G, false>(segment, tile, panel, gradients);
+  }
+}
+
+template <class V>
+void AddRows(const float* panel, int64_t rows, int groups, float* sums) {
+  const int64_t spacing = csr::kSpacing[groups];
+  alignas(64) float partial[V::kWidth * V::kWidth];
+  for (int64_t row = 0; row < rows; row += V::kWidth) {
+    const int64_t left = rows - row < V::kWidth ? rows - row : V::kWidth;
+    for (int64_t i = 0; i < left; ++i) {
+      const float* line = panel + (row + i) * spacing;
+      typename V::Register sum = V::Load(line);
+      for (int64_t k = V::kWidth; k < groups * csr::kGroup; k += V::kWidth)
+        sum = V::Add(sum, V::Load(line + k));
+      V::Store(partial + i * V::kWidth, sum);
+    }
+    for (int64_t i = left; i < V::kWidth; ++i) V::Store(partial + i * V::kWidth, V::Zero());
+    float found[V::kWidth];
+    V::StoreAny(found, V::Transposed(partial));
+    for (int64_t i = 0; i < left; ++i) sums[row + i] += found[i];
   }
 }
 

@@ -35,9 +35,16 @@ void SampleRows(const csr::PanelSegment& segment, const float* tile, const float
   }
 }
 
+void AddRows(const float* panel, int64_t rows, int groups, float* sums) {
+  const int64_t spacing = csr::kSpacing[groups];
+  float ones[csr::kPanelColumns];
+  for (float& one : ones) one = 1.0f;
+  for (int64_t row = 0; row < rows; ++row) sums[row] += Dot(panel + row * spacing, ones, groups * kGroup);
+}
+
 }  // namespace
 
-const Sampler sampler_scalar = {"scalar", &SampleRows};
+const Sampler sampler_scalar = {"scalar", &SampleRows, &AddRows};
 
 }  // namespace train
 }  // namespace sparsify

@@ -24,7 +24,11 @@ int PartCount(int64_t rows, int threads) {
 }
 
 Weight::Weight(Topology topology, int threads)
-    : topology_(std::move(topology)), plan_(topology_, PartCount(topology_.rows, threads)) {}
+    : topology_(std::move(topology)),
+      plan_(topology_, PartCount(topology_.rows, threads), ProductStrip(topology_)) {
+  if (plan_.strip() == csr::kPanelColumns) return;
+  sampled_ = std::make_unique<Plan>(topology_, PartCount(topology_.rows, threads), csr::kPanelColumns);
+}
 
 void Weight::Gather(const float* weight, float* values, const ParallelFor& parallel) const {
   csr::RunTasks(parallel, parallel.threads, plan_.parts(), [&](int64_t, int64_t task) {
@@ -45,14 +49,15 @@ void Weight::Gather(const float* weight, float* values, const ParallelFor& paral
 }
 
 void Weight::Scatter(int part, const float* gradients, bool zeroed, float* weight) const {
+  const Plan& plan = sampled();
   const uint32_t* inputs = topology_.inputs.data();
-  const uint32_t* slots = plan_.slots().data();
+  const uint32_t* slots = plan.slots().data();
   const uint32_t* pointers = topology_.pointers.data();
-  const uint32_t first_slot = static_cast<uint32_t>(plan_.first_slot(part));
+  const uint32_t first_slot = static_cast<uint32_t>(plan.first_slot(part));
   const size_t columns = static_cast<size_t>(topology_.columns);
-  const int64_t last_row = plan_.last_row(part);
+  const int64_t last_row = plan.last_row(part);
   std::vector<float> zeros(zeroed ? 0 : columns, 0.0f);
-  for (int64_t row = plan_.first_row(part); row < last_row; ++row) {
+  for (int64_t row = plan.first_row(part); row < last_row; ++row) {
     float* target = weight + static_cast<size_t>(row) * columns;
     const uint32_t first = pointers[row], end = pointers[row + 1];
     float* line = zeroed ? target : zeros.data();
@@ -67,7 +72,8 @@ void Weight::Scatter(int part, const float* gradients, bool zeroed, float* weigh
 
 TransposedWeight::TransposedWeight(const Topology& transposed, const std::vector<uint32_t>& source,
                                    const Plan& plan, int threads)
-    : plan_(transposed, PartCount(transposed.rows, threads)), slots_(source.size()) {
+    : plan_(transposed, PartCount(transposed.rows, threads), ProductStrip(transposed)),
+      slots_(source.size()) {
   for (size_t i = 0; i < source.size(); ++i) slots_[plan_.slots()[i]] = plan.slots()[source[i]];
 }
 

@@ -19,16 +19,20 @@ class Weight {
 
   const Topology& topology() const { return topology_; }
   const Plan& plan() const { return plan_; }
+  // The plan of the weight gradient, which has parts and slots of its own.
+  const Plan& sampled() const { return sampled_ != nullptr ? *sampled_ : plan_; }
 
   // The plan's values from the dense weight.
   void Gather(const float* weight, float* values, const ParallelFor& parallel) const;
-  // The rows of one part of a dense weight: zero but for the gradients of the part's slots. Where they are
+  // The rows of one part of a dense weight: zero but for the gradients of its sampled slots. Where they are
   // `zeroed` outside the active positions already, only these are written.
   void Scatter(int part, const float* gradients, bool zeroed, float* weight) const;
 
  private:
   Topology topology_;
   Plan plan_;
+  std::unique_ptr<Plan>
+      sampled_;  // where it differs: partial sums are added up for each strip, so it is wide
 };
 
 // The transposed weight for the input gradient: its plan, and where its slots find their values.

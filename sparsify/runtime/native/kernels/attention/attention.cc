@@ -21,7 +21,7 @@ using csr::kGroup;
 using csr::kSpacing;
 
 constexpr int64_t kRange = 512;  // keys whose scores are kept: 128 KB at 64 queries
-constexpr int64_t kStrip = 64;   // keys whose probabilities pass on to the values: 16 KB
+constexpr int64_t kStrip = 32;   // keys whose probabilities pass on to the values: 8 KB
 constexpr double kFlopsPerThread = 1 << 18;
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
@@ -51,9 +51,11 @@ struct Layout {
     scores = sizes.key_size * spacing;
     out = scores + std::min(sizes.keys, kRange) * spacing;
     most = out + sizes.value_size * spacing;
-    total = most + 3 * csr::kPanelColumns;
+    copy = most + 3 * csr::kPanelColumns;
+    const int64_t end = copy + std::min(sizes.keys, kStrip) * sizes.value_size;
+    total = (end + kGroup - 1) / kGroup * kGroup;
   }
-  int64_t scores, out, most, total;
+  int64_t scores, out, most, copy, total;
 };
 
 // One head and up to 64 of its queries.
@@ -127,13 +129,13 @@ class HeadKernel final : public Kernel {
   }
 
   void RunTask(const Task& task, const Operands& operands, const Layout& layout, float* memory) const {
-    float *scores = memory + layout.scores, *out = memory + layout.out;
+    float *scores = memory + layout.scores, *out = memory + layout.out, *copy = memory + layout.copy;
     float *most = memory + layout.most, *sums = most + csr::kPanelColumns,
           *before = sums + csr::kPanelColumns;
-    const int64_t spacing = kSpacing[task.groups];
+    const int64_t spacing = kSpacing[task.groups], size = task.values.size;
     isa_.pack_rows(task.q, attributes_.heads * task.keys.size, task.count, task.keys.size, memory,
                    task.groups);
-    std::memset(out, 0, static_cast<size_t>(task.values.size * spacing) * sizeof(float));
+    std::memset(out, 0, static_cast<size_t>(size * spacing) * sizeof(float));
     std::fill(most, most + csr::kPanelColumns, kLowest);
     std::fill(sums, sums + csr::kPanelColumns, 0.0f);
     for (int64_t first = 0; first < task.end; first += kRange) {
@@ -142,18 +144,17 @@ class HeadKernel final : public Kernel {
       const ScoreTerms terms = Terms(task, operands.bias_strides, first, count, scores);
       if (first > 0) std::copy(most, most + csr::kPanelColumns, before);
       block_.scores(memory, keys, terms, scores, most, task.groups);
-      if (first > 0) block_.rescale(before, most, sums, out, task.values.size, task.groups);
+      if (first > 0) block_.rescale(before, most, sums, out, size, task.groups);
       for (int64_t strip = 0; strip < count; strip += kStrip) {
         const int64_t part = std::min(kStrip, count - strip);
         float* at = scores + strip * spacing;
-        block_.exponents(at, part, most, sums, task.groups);
         const float* v = task.values.data + (first + strip) * task.values.stride;
-        block_.weigh(at, {v, task.values.stride, part, task.values.size}, out, task.groups);
+        block_.exponents(at, most, sums, {v, task.values.stride, part, size}, copy, task.groups);
+        block_.weigh(at, {copy, size, part, size}, out, task.groups);
       }
     }
-    if (task.end > 0) block_.finish(sums, attributes_.nan_guard, out, task.values.size, task.groups);
-    isa_.store_rows(out, 0, task.values.size, task.count, Epilogue(), task.y,
-                    attributes_.heads * task.values.size, task.groups);
+    if (task.end > 0) block_.finish(sums, attributes_.nan_guard, out, size, task.groups);
+    isa_.store_rows(out, 0, size, task.count, Epilogue(), task.y, attributes_.heads * size, task.groups);
   }
 
   // What is added to the scores of keys [first, first + count); a bias that differs between queries is

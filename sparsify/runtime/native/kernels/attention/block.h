@@ -30,8 +30,10 @@ struct Block {
   // most = the largest of it and of what it was. NaN may be left out of most.
   void (*scores)(const float* queries, const Rows& keys, const ScoreTerms& terms, float* scores, float* most,
                  int groups);
-  // scores = exp(scores - most), and added to sums. Below exp(-87) is 0.
-  void (*exponents)(float* scores, int64_t count, const float* most, float* sums, int groups);
+  // scores = exp(scores - most), one row for each of the values, and added to sums. Below exp(-87) is 0.
+  // Beside it the values move to copy [count][size].
+  void (*exponents)(float* scores, const float* most, float* sums, const Rows& values, float* copy,
+                    int groups);
   // out, a panel of values.size rows, += weights * values.
   void (*weigh)(const float* weights, const Rows& values, float* out, int groups);
   // out and sums *= exp(before - most), for `rows` rows of out.

@@ -20,23 +20,19 @@ struct V {
   static Register Set(float v) { return _mm256_set1_ps(v); }
   static Register Load(const float* p) { return _mm256_load_ps(p); }
   static void Store(float* p, Register v) { _mm256_store_ps(p, v); }
+  static Register LoadAny(const float* p) { return _mm256_loadu_ps(p); }
+  static void StoreAny(float* p, Register v) { _mm256_storeu_ps(p, v); }
   static Register Add(Register a, Register b) { return _mm256_add_ps(a, b); }
   static Register Sub(Register a, Register b) { return _mm256_sub_ps(a, b); }
   static Register Mul(Register a, Register b) { return _mm256_mul_ps(a, b); }
   static Register Div(Register a, Register b) { return _mm256_div_ps(a, b); }
   static Register MulAdd(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
   static Register Max(Register a, Register b) { return _mm256_max_ps(a, b); }
-  static Register Round(Register a) {
-    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
-  // a * 2^n for integers n in [-126, 127].
-  static Register Scale(Register a, Register n) {
+  // For integers n in [-126, 127] where x is not below the bound.
+  static Register ScaleUnlessBelow(Register p, Register n, Register x, Register bound) {
     const __m256i bits =
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_mul_ps(a, _mm256_castsi256_ps(bits));
-  }
-  static Register UnlessBelow(Register x, Register bound, Register v) {
-    return _mm256_andnot_ps(_mm256_cmp_ps(x, bound, _CMP_LT_OQ), v);
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, bound, _CMP_LT_OQ), _mm256_mul_ps(p, _mm256_castsi256_ps(bits)));
   }
   static Register IfPositive(Register x, Register v) {
     return _mm256_and_ps(_mm256_cmp_ps(x, Zero(), _CMP_GT_OQ), v);

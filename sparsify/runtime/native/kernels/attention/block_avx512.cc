@@ -24,17 +24,17 @@ struct V {
   static Register Set(float v) { return _mm512_set1_ps(v); }
   static Register Load(const float* p) { return _mm512_load_ps(p); }
   static void Store(float* p, Register v) { _mm512_store_ps(p, v); }
+  static Register LoadAny(const float* p) { return _mm512_loadu_ps(p); }
+  static void StoreAny(float* p, Register v) { _mm512_storeu_ps(p, v); }
   static Register Add(Register a, Register b) { return _mm512_add_ps(a, b); }
   static Register Sub(Register a, Register b) { return _mm512_sub_ps(a, b); }
   static Register Mul(Register a, Register b) { return _mm512_mul_ps(a, b); }
   static Register Div(Register a, Register b) { return _mm512_div_ps(a, b); }
   static Register MulAdd(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
   static Register Max(Register a, Register b) { return _mm512_max_ps(a, b); }
-  static Register Round(Register a) { return _mm512_roundscale_ps(a, 0); }
-  static Register Scale(Register a, Register n) { return _mm512_scalef_ps(a, n); }
-  // v, or 0 where x < bound.
-  static Register UnlessBelow(Register x, Register bound, Register v) {
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), v);
+  // p * 2^n, or 0 where x < bound.
+  static Register ScaleUnlessBelow(Register p, Register n, Register x, Register bound) {
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), p, n);
   }
   // v, or 0 where x > 0 is not true.
   static Register IfPositive(Register x, Register v) {

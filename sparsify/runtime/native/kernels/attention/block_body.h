@@ -14,28 +14,21 @@ struct Shape {
   static_assert(kRegisters % kChunk == 0, "chunks divide the registers of a row");
 };
 
-// exp(x) for x in [-87, 0], and exactly 1 at 0: 2^n * e^r with |r| <= ln(2) / 2, e^r by a minimax fit
-// (relative error 1.7e-7 with rounding).
+// exp(x) for x <= 0: exactly 1 at 0, 0 below -87, NaN for NaN. 2^n * e^r with |r| <= ln(2) / 2, e^r by a
+// minimax fit. n * ln(2) is off by 3e-8 of itself, which is at most 2e-8 of 1 in the result. Adding and
+// taking away 1.5 * 2^23 rounds to integers.
 template <class V>
 inline typename V::Register Exp(typename V::Register x) {
   using T = typename V::Register;
-  const T n = V::Round(V::Mul(x, V::Set(1.44269504f)));
-  T r = V::MulAdd(n, V::Set(-0.693359375f), x);
-  r = V::MulAdd(n, V::Set(2.12194440e-4f), r);
+  const T magic = V::Set(12582912.0f);
+  const T n = V::Sub(V::MulAdd(x, V::Set(1.44269504f), magic), magic);
+  const T r = V::MulAdd(n, V::Set(-0.69314718f), x);
   T p = V::MulAdd(r, V::Set(0.008290272206068039f), V::Set(0.04189816117286682f));
   p = V::MulAdd(r, p, V::Set(0.1666763871908188f));
   p = V::MulAdd(r, p, V::Set(0.4999914765357971f));
   p = V::MulAdd(r, p, V::Set(0.9999997019767761f));
   p = V::MulAdd(r, p, V::Set(1.0f));
-  return V::Scale(p, n);
-}
-
-// The same for any x <= 0: 0 below -87, NaN for NaN. The constant comes first in Max, which hands on its
-// second operand when that is NaN.
-template <class V>
-inline typename V::Register ExpOfAny(typename V::Register x) {
-  const typename V::Register least = V::Set(-87.0f);
-  return V::UnlessBelow(x, least, Exp<V>(V::Max(least, x)));
+  return V::ScaleUnlessBelow(p, n, x, V::Set(-87.0f));
 }
 
 template <class V, int G, int K, int C>
@@ -47,6 +40,12 @@ inline void ScoreRows(const float* queries, const float* keys, int64_t stride, i
   for (int k = 0; k < K; ++k) {
     SPARSIFY_UNROLL
     for (int c = 0; c < C; ++c) sum[k][c] = V::Zero();
+  }
+  if (column == 0) {
+    for (int64_t i = 0; i < size; i += csr::kGroup) {
+      SPARSIFY_UNROLL
+      for (int k = K; k < 2 * K; ++k) SPARSIFY_PREFETCH(keys + k * stride + i);  // perhaps beyond the end
+    }
   }
   const float* q = queries + column;
   for (int64_t i = 0; i < size; ++i, q += kSpacing) {
@@ -162,8 +161,23 @@ void WeighOf(const float* weights, const Rows& values, float* out) {
   if (row < values.size) WeighRest<V, G, K - 1>(weights, values, row, out);
 }
 
+// Rows of values lie so far apart that few of them fit into the first-level cache side by side, and they are
+// read size / K times: they move to one place while the exponentials keep the processor busy.
+constexpr int64_t kRowsAhead = 8;
+
+template <class V>
+inline void CopyRow(const Rows& values, int64_t row, float* copy) {
+  const float* source = values.data + row * values.stride;
+  float* target = copy + row * values.size;
+  int64_t i = 0;
+  for (; i + V::kWidth <= values.size; i += V::kWidth) V::StoreAny(target + i, V::LoadAny(source + i));
+  for (; i < values.size; ++i) target[i] = source[i];
+  const float* ahead = source + kRowsAhead * values.stride;  // perhaps beyond the end, which does no harm
+  for (i = 0; i < values.size; i += csr::kGroup) SPARSIFY_PREFETCH(ahead + i);
+}
+
 template <class V, int G>
-void ExponentsOf(float* scores, int64_t count, const float* most, float* sums) {
+void ExponentsOf(float* scores, const float* most, float* sums, const Rows& values, float* copy) {
   constexpr int R = Shape<V, G>::kRegisters, C = R < 4 ? R : 4;
   for (int column = 0; column < R * V::kWidth; column += C * V::kWidth) {
     typename V::Register top[C], sum[C];
@@ -173,10 +187,11 @@ void ExponentsOf(float* scores, int64_t count, const float* most, float* sums) {
       sum[c] = V::Load(sums + column + c * V::kWidth);
     }
     float* at = scores + column;
-    for (int64_t key = 0; key < count; ++key, at += csr::kSpacing[G]) {
+    for (int64_t key = 0; key < values.count; ++key, at += csr::kSpacing[G]) {
+      if (column == 0) CopyRow<V>(values, key, copy);
       SPARSIFY_UNROLL
       for (int c = 0; c < C; ++c) {
-        const typename V::Register p = ExpOfAny<V>(V::Sub(V::Load(at + c * V::kWidth), top[c]));
+        const typename V::Register p = Exp<V>(V::Sub(V::Load(at + c * V::kWidth), top[c]));
         V::Store(at + c * V::kWidth, p);
         sum[c] = V::Add(sum[c], p);
       }
@@ -206,8 +221,8 @@ void Scores(const float* queries, const Rows& keys, const ScoreTerms& terms, flo
 }
 
 template <class V>
-void Exponents(float* scores, int64_t count, const float* most, float* sums, int groups) {
-  SPARSIFY_BY_GROUPS(groups, ExponentsOf, scores, count, most, sums)
+void Exponents(float* scores, const float* most, float* sums, const Rows& values, float* copy, int groups) {
+  SPARSIFY_BY_GROUPS(groups, ExponentsOf, scores, most, sums, values, copy)
 }
 
 template <class V>
@@ -218,7 +233,7 @@ void Weigh(const float* weights, const Rows& values, float* out, int groups) {
 template <class V>
 void Rescale(const float* before, const float* most, float* sums, float* out, int64_t rows, int groups) {
   for (int column = 0; column < groups * csr::kGroup; column += V::kWidth) {
-    const typename V::Register factor = ExpOfAny<V>(V::Sub(V::Load(before + column), V::Load(most + column)));
+    const typename V::Register factor = Exp<V>(V::Sub(V::Load(before + column), V::Load(most + column)));
     V::Store(sums + column, V::Mul(V::Load(sums + column), factor));
     for (int64_t row = 0; row < rows; ++row) {
       float* at = out + row * csr::kSpacing[groups] + column;

@@ -17,15 +17,18 @@ struct V {
   static Register Set(float v) { return v; }
   static Register Load(const float* p) { return *p; }
   static void Store(float* p, Register v) { *p = v; }
+  static Register LoadAny(const float* p) { return *p; }
+  static void StoreAny(float* p, Register v) { *p = v; }
   static Register Add(Register a, Register b) { return a + b; }
   static Register Sub(Register a, Register b) { return a - b; }
   static Register Mul(Register a, Register b) { return a * b; }
   static Register Div(Register a, Register b) { return a / b; }
   static Register MulAdd(Register a, Register b, Register c) { return a * b + c; }
   static Register Max(Register a, Register b) { return a > b ? a : b; }
-  static Register Round(Register a) { return nearbyintf(a); }
-  static Register Scale(Register a, Register n) { return ldexpf(a, n >= -200.0f ? static_cast<int>(n) : 0); }
-  static Register UnlessBelow(Register x, Register bound, Register v) { return x < bound ? 0.0f : v; }
+  static Register ScaleUnlessBelow(Register p, Register n, Register x, Register bound) {
+    if (x < bound) return 0.0f;
+    return x >= bound ? ldexpf(p, static_cast<int>(n)) : p;
+  }
   static Register IfPositive(Register x, Register v) { return x > 0.0f ? v : 0.0f; }
   static Register HideFirst(Register, int64_t) { return -HUGE_VALF; }
 };

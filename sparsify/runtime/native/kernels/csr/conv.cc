@@ -163,20 +163,10 @@ class CsrConv final : public ConvKernel {
     if (batch < 1) return 0;
     const Geometry g = MakeGeometry(attributes_, height, width);
     const int64_t images = Images(g, batch, threads);
-    const size_t copy = CopyBytes(g, images);
-    const int64_t pixels = images * g.pixels();
-    const PanelPlan& plan = panel_plans_.For(pixels, threads);
-    size_t bytes = PanelTasks(plan, pixels, threads, WideColumns(plan, pixels, threads, 1)).ScratchBytes();
-    // The last images of a batch may be too few to take the form that the others take, so there is room for
-    // both.
-    const FlatShape shape(g);
-    if (PrefersFlat(shape, g, matrix_.block_rows, images) ||
-        (images < batch && CanBeFlat(shape, matrix_.block_rows))) {
-      const auto flat = panel_plans_.ForFlat(shape.tile, shape.width, threads);
-      const int64_t wide = WideColumns(*flat, shape.columns, threads, images);
-      bytes = std::max(bytes, PanelTasks(*flat, shape.columns, threads, wide, images).ScratchBytes());
-    }
-    return kCacheLine + copy + bytes;
+    size_t bytes = PanelBytes(g, images, threads);
+    // The last images of a batch may be too few to take the form that the others take.
+    if (batch % images != 0) bytes = std::max(bytes, PanelBytes(g, batch % images, threads));
+    return kCacheLine + CopyBytes(g, images) + bytes;
   }
 
   void Run(const float* x, int64_t batch, int64_t height, int64_t width, const Epilogue& epilogue, float* y,
@@ -205,6 +195,20 @@ class CsrConv final : public ConvKernel {
 
   static size_t CopyBytes(const Geometry& g, int64_t images) {
     return g.direct ? 0 : RoundUp(static_cast<size_t>(images * g.image_stride) * sizeof(float), kCacheLine);
+  }
+
+  // Scratch memory for the panels of so many images, whose form is derived: no other than the one that they
+  // take.
+  size_t PanelBytes(const Geometry& g, int64_t images, int threads) const {
+    const FlatShape shape(g);
+    if (PrefersFlat(shape, g, matrix_.block_rows, images)) {
+      const auto plan = panel_plans_.ForFlat(shape.tile, shape.width, threads);
+      const int64_t wide = WideColumns(*plan, shape.columns, threads, images);
+      return PanelTasks(*plan, shape.columns, threads, wide, images).ScratchBytes();
+    }
+    const int64_t pixels = images * g.pixels();
+    const PanelPlan& plan = panel_plans_.For(pixels, threads);
+    return PanelTasks(plan, pixels, threads, WideColumns(plan, pixels, threads, 1)).ScratchBytes();
   }
 
   void RunImages(const Geometry& g, const float* x, int64_t images, const Epilogue& epilogue, float* y,

@@ -67,14 +67,11 @@ FlatShape::FlatShape(const Geometry& g) : pitch(g.out_width) {
   }
 }
 
-bool CanBeFlat(const FlatShape& shape, int block_rows) {
-  return block_rows >= kFewestBlockRows && shape.tile.floats <= kFlatTileFloats;
-}
-
 bool PrefersFlat(const FlatShape& shape, const Geometry& g, int block_rows, int64_t images) {
   const double gathered = static_cast<double>(shape.width) * static_cast<double>(g.taps.size());
   const double wanted = static_cast<double>(Registers(images * g.pixels()));
-  return CanBeFlat(shape, block_rows) && static_cast<double>(shape.tile.floats) <= kLargestTile * gathered &&
+  return block_rows >= kFewestBlockRows && shape.tile.floats <= kFlatTileFloats &&
+         static_cast<double>(shape.tile.floats) <= kLargestTile * gathered &&
          static_cast<double>(images * Registers(shape.columns)) <= kMostColumns * wanted;
 }
 

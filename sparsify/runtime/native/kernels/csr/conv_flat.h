@@ -32,9 +32,6 @@ struct FlatShape {
   FlatTile tile;
 };
 
-// Whether the layout and the tile's size allow it at all.
-bool CanBeFlat(const FlatShape& shape, int block_rows);
-
 // Whether that is faster than gathering every tap, for a layout of so many outputs a block.
 bool PrefersFlat(const FlatShape& shape, const Geometry& geometry, int block_rows, int64_t images);
 

@@ -121,3 +121,59 @@ def sparse_conv(
     sums = _product(unfold(x, packed), unpack(packed).reshape(packed.shape[0], -1))
     last = None if residual is None else np.moveaxis(residual, 1, -1)
     return np.ascontiguousarray(np.moveaxis(_finish(sums, bias, last, activation, bounds), -1, 1))
+
+
+def attention(
+    q: npt.NDArray[np.float32],
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    bias: Array | None = None,
+    *,
+    num_heads: int,
+    scale: float,
+    kv_num_heads: int | None = None,
+    causal: bool = False,
+    nan_guard: bool = False,
+) -> npt.NDArray[np.float32]:
+    """Attention: softmax(scale · Q Kᵀ + bias) V, head by head, in float64, rounded once.
+
+    Args:
+        q: `[B, S, num_heads · D]`.
+        k: `[B, T, kv_num_heads · D]`.
+        v: `[B, T, kv_num_heads · E]`.
+        bias: Added to the scores; broadcasts to `[B, num_heads, S, T]`.
+        num_heads: Heads of Q and of the result.
+        scale: What the products of queries and keys are multiplied by.
+        kv_num_heads: Heads of K and V, each of which serves as many neighbouring heads of Q; num_heads when
+            not given.
+        causal: Query i sees the keys up to i, whatever the others hold. Kernels may multiply the values of
+            the others by 0, so one that is not finite may spoil any query.
+        nan_guard: A query whose scores are all -∞, or among whose scores NaN or +∞ is, gives zeros; without
+            it, NaN.
+
+    Returns:
+        `[B, S, num_heads · E]`.
+    """
+    batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    shared = num_heads // (kv_num_heads or num_heads)
+
+    def heads(x: Array, count: int) -> Array:
+        size = x.shape[2] // count
+        split = x.astype(np.float64).reshape(batch, x.shape[1], count, size).transpose(0, 2, 1, 3)
+        return np.asarray(split.repeat(num_heads // count, axis=1))
+
+    split_v = heads(v, num_heads // shared)
+    out = np.zeros((batch, num_heads, queries, split_v.shape[3]))
+    with np.errstate(all="ignore"):
+        scores = scale * (heads(q, num_heads) @ heads(k, num_heads // shared).swapaxes(2, 3))
+        scores = scores + (0.0 if bias is None else bias.astype(np.float64))
+        for row in range(queries if keys else 0):
+            seen = min(row + 1, keys) if causal else keys
+            part = scores[:, :, row, :seen]
+            powers = np.exp(part - part.max(axis=-1, keepdims=True))
+            weights = powers / powers.sum(axis=-1, keepdims=True)
+            result = (weights[:, :, None] @ split_v[:, :, :seen])[:, :, 0]
+            invalid = np.isnan(weights).any(axis=-1, keepdims=True)
+            out[:, :, row] = np.where(invalid, 0.0 if nan_guard else np.nan, result)
+    merged = out.transpose(0, 2, 1, 3).reshape(batch, queries, num_heads * split_v.shape[3])
+    return np.asarray(merged, dtype=np.float32)

@@ -5,6 +5,7 @@
 #include <limits>
 #include <thread>
 
+#include "attention_checks.h"
 #include "reference.h"
 #include "weights.h"
 
@@ -345,11 +346,15 @@ int main() {
   TestOneKernelServesSeveralThreads();
   TestConv();
   TestOneConvolutionServesManySizes();
+  const int64_t attentions = TestAttention();
   std::string kernels, layouts;
   for (const std::string& kernel : SupportedKernels()) kernels += " " + kernel;
   for (const char* layout : kLayouts) layouts += std::string(" ") + layout;
-  std::printf("kernels%s; layouts%s: %lld linear and %lld convolution runs, %lld outputs as expected\n",
-              kernels.c_str(), layouts.c_str(), static_cast<long long>(counts.linear),
-              static_cast<long long>(counts.conv), static_cast<long long>(counts.outputs));
+  std::printf(
+      "kernels%s; layouts%s: %lld linear, %lld convolution and %lld attention runs, %lld outputs as "
+      "expected\n",
+      kernels.c_str(), layouts.c_str(), static_cast<long long>(counts.linear),
+      static_cast<long long>(counts.conv), static_cast<long long>(attentions),
+      static_cast<long long>(counts.outputs));
   return 0;
 }

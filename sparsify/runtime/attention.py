@@ -1,0 +1,16 @@
+"""Whether the native library has the attention operator."""
+
+from __future__ import annotations
+
+from sparsify.runtime.library import load
+
+__all__ = ["has_attention"]
+
+
+def has_attention() -> bool:
+    """Whether `ai.sparsify::Attention` is in the native library, which `SPARSIFY_LIBRARY` may name an older one of.
+
+    Raises:
+        RuntimeLibraryError: There is no library.
+    """
+    return hasattr(load(), "sparsify_attention_run")

@@ -34,7 +34,12 @@ struct Index {
 constexpr int kWarp = 32;
 constexpr size_t kStack = 128 * 1024;
 
-enum class Wait { kNothing, kBlock, kSyncWarp, kBallot, kShuffle, kEnded };
+enum class Wait { kNothing, kBlock, kSyncWarp, kBallot, kShuffle, kMultiply, kEnded };
+
+// What a lane brings to an instruction of the tensor cores.
+struct Operands {
+  uint32_t a[4], b[2];
+};
 
 // Begun with a context, which costs system calls, and kept for the blocks that follow; changed to and fro by
 // jumps, which cost none.
@@ -53,7 +58,7 @@ struct Thread {
 
 class Block {
  public:
-  explicit Block(unsigned threads) : threads_(threads), exchanged_(threads) {
+  explicit Block(unsigned threads) : threads_(threads), exchanged_(threads), operands_(threads) {
     if (threads % kWarp != 0) Stop("a block is not made of whole warps");
     for (Thread& thread : threads_) {
       thread.stack = std::make_unique<char[]>(kStack);
@@ -93,6 +98,13 @@ class Block {
     return exchanged_.data() + current_ / kWarp * kWarp;
   }
 
+  // The operands of this warp's lanes; the next barrier keeps them until all have read.
+  const Operands* Gather(const Operands& own) {
+    operands_[current_] = own;
+    Barrier(Wait::kMultiply);
+    return operands_.data() + current_ / kWarp * kWarp;
+  }
+
   unsigned current() const { return static_cast<unsigned>(current_); }
 
   static Block*& Running() {
@@ -122,6 +134,7 @@ class Block {
 
   std::vector<Thread> threads_;
   std::vector<uint64_t> exchanged_;
+  std::vector<Operands> operands_;
   jmp_buf scheduler_;
   const std::function<void()>* body_ = nullptr;
   size_t current_ = 0;

@@ -159,18 +159,18 @@ inline std::string Message(OrtStatus* status) {
   return text;
 }
 
-inline const std::vector<const OrtCustomOp*>& Operators() {
-  static const std::vector<const OrtCustomOp*>* found = [] {
-    OrtSessionOptions options;
-    const std::string failure = Message(RegisterCustomOps(&options, fake_ort::Base()));
-    if (!failure.empty()) Die(failure);
-    return new std::vector<const OrtCustomOp*>(options.domains.at(0)->operators);
-  }();
-  return *found;
+// The operators of a session with these entries in its configuration.
+using Entries = std::map<std::string, std::string>;
+inline const std::vector<const OrtCustomOp*>& Operators(const Entries& entries = {}) {
+  OrtSessionOptions options;
+  options.entries = entries;
+  const std::string failure = Message(RegisterCustomOps(&options, fake_ort::Base()));
+  if (!failure.empty()) Die(failure);
+  return options.domains.at(0)->operators;
 }
 
-inline const OrtCustomOp* CudaOperator(const std::string& name) {
-  for (const OrtCustomOp* op : Operators()) {
+inline const OrtCustomOp* CudaOperator(const std::string& name, const Entries& entries = {}) {
+  for (const OrtCustomOp* op : Operators(entries)) {
     if (op->GetName(op) == name && std::string(op->GetExecutionProviderType(op)) == "CUDAExecutionProvider")
       return op;
   }
@@ -181,7 +181,7 @@ inline const OrtCustomOp* CudaOperator(const std::string& name) {
 class NodeKernel {
  public:
   // The node's constants must outlive the kernel, as a session's do: a temporary node is kept.
-  explicit NodeKernel(const Node& node) : op_(CudaOperator(node.op)) {
+  explicit NodeKernel(const Node& node, const Entries& entries = {}) : op_(CudaOperator(node.op, entries)) {
     failure = Message(op_->CreateKernelV2(op_, fake_ort::Api(), &node.info, &kernel_));
   }
   explicit NodeKernel(Node&& node)

@@ -10,6 +10,7 @@
 // The kernels are written in what the emulation defines, so it comes first.
 // clang-format off
 #include "cuda_emulation.h"
+#include "cuda_emulation_tensor.h"
 #include "cuda/kernels.cu"
 // clang-format on
 
@@ -41,8 +42,15 @@ struct Kernel {
       {"conv_" #R "_1", 256, nullptr, sparsify::cuda::conv_##R##_1},                               \
       {"conv_" #R "_2", 256, nullptr, sparsify::cuda::conv_##R##_2},
 
-const Kernel kKernels[] = {SPARSIFY_STUB_KERNELS(1) SPARSIFY_STUB_KERNELS(2) SPARSIFY_STUB_KERNELS(4)
-                               SPARSIFY_STUB_KERNELS(8) SPARSIFY_STUB_KERNELS(16)};
+#define SPARSIFY_STUB_TENSOR_KERNELS(R, V)                               \
+  {"split_" #R "_" #V, 256, sparsify::cuda::split_##R##_##V, nullptr},   \
+      {"tf32_" #R "_" #V, 256, sparsify::cuda::tf32_##R##_##V, nullptr}, \
+      {"half_" #R "_" #V, 256, sparsify::cuda::half_##R##_##V, nullptr},
+
+const Kernel kKernels[] = {
+    SPARSIFY_STUB_KERNELS(1) SPARSIFY_STUB_KERNELS(2) SPARSIFY_STUB_KERNELS(4) SPARSIFY_STUB_KERNELS(8)
+        SPARSIFY_STUB_KERNELS(16) SPARSIFY_STUB_TENSOR_KERNELS(8, 1) SPARSIFY_STUB_TENSOR_KERNELS(8, 4)
+            SPARSIFY_STUB_TENSOR_KERNELS(16, 1) SPARSIFY_STUB_TENSOR_KERNELS(16, 4)};
 
 struct State {
   std::vector<Launch> launches;

@@ -1,54 +1,17 @@
 // The operators for CUDAExecutionProvider without a GPU: registration, results, launches and errors, on the
 // stub driver.
 //
-//   cuda_test results | convolutions | launches | registration | errors | creation TEXT
+//   cuda_test results | tensor | convolutions | launches | registration | errors | creation TEXT
 //
 // "creation" expects that no kernel can be made, with TEXT in the message; SPARSIFY_STUB_FAIL and
 // SPARSIFY_CUDA_DRIVER say why.
 #include <cmath>
 #include <limits>
 
-#include "cuda_nodes.h"
+#include "cuda_checks.h"
 
 namespace sparsify_tests {
 namespace {
-
-int64_t runs = 0;
-void* const kStream = reinterpret_cast<void*>(uintptr_t{0x57});
-
-void Expect(bool holds, const std::string& what) {
-  if (!holds) Die(what);
-}
-
-int64_t FirstWrong(const float* got, const Expected& want) {
-  for (size_t i = 0; i < want.values.size(); ++i) {
-    if (!(std::fabs(got[i] - want.values[i]) <= want.bounds[i])) return static_cast<int64_t>(i);
-  }
-  return -1;
-}
-
-void Compare(const NodeKernel& kernel, const Expected& want, const std::string& label) {
-  int64_t size = 1;
-  for (const int64_t dim : kernel.shape) size *= dim;
-  Expect(size == static_cast<int64_t>(want.values.size()), label + ": wrong output shape");
-  const int64_t wrong = FirstWrong(kernel.y(), want);
-  if (wrong >= 0) {
-    Die(label + ": output " + std::to_string(wrong) + " is " + std::to_string(kernel.y()[wrong]) +
-        " instead of " + std::to_string(want.values[static_cast<size_t>(wrong)]));
-  }
-  Expect(Stub::The().GuardsIntact(), label + ": something was written beside an array");
-  ++runs;
-}
-
-// What the stored values are, rounded to their type.
-std::vector<float> Stored(const PackedWeight& packed) {
-  std::vector<float> weight(static_cast<size_t>(packed.rows * packed.columns));
-  if (sparsify_unpack(packed.layout.c_str(), packed.tensors.data(), packed.count(), packed.rows,
-                      packed.columns, weight.data()) != 0) {
-    Die(sparsify_last_error());
-  }
-  return weight;
-}
 
 void CheckLinear(const PackedWeight& packed, const std::vector<int64_t>& batches, bool all_ends,
                  Random* random) {
@@ -160,11 +123,11 @@ void CheckConv(const ConvCase& c, Random* random) {
   const OrtValue residual_value = on_residual.Value(y_dims);
   for (const char* layout : kLayouts) {
     Ends ends;
-    ends.activation = static_cast<int32_t>(runs % kActivations);
+    ends.activation = static_cast<int32_t>(Runs() % kActivations);
     ends.bias = bias.data();
-    if (runs % 2 == 0) ends.residual = residual.data();
+    if (Runs() % 2 == 0) ends.residual = residual.data();
     const PackedWeight packed = Pack(layout, weight, a.out_channels, columns);
-    Node node = Node::Conv(packed, a, runs % 3 == 0 ? Place::kHost : Place::kDevice);
+    Node node = Node::Conv(packed, a, Runs() % 3 == 0 ? Place::kHost : Place::kDevice);
     node.info.inputs[1] = on_bias.Value({a.out_channels});
     node.SetEnding(ends);
     NodeKernel kernel(node);
@@ -195,6 +158,7 @@ void TestConvolutions() {
 
 }  // namespace
 
+void TestTensorCores();
 void TestLaunches();
 void TestRegistration();
 void TestErrors();
@@ -209,6 +173,8 @@ int main(int count, char** arguments) {
     TestResults();
     TestAPerturbedWeightIsSeen();
     TestNonFiniteInputsReachTheRowsThatUseThem();
+  } else if (what == "tensor") {
+    TestTensorCores();
   } else if (what == "convolutions") {
     TestConvolutions();
   } else if (what == "launches") {
@@ -220,9 +186,9 @@ int main(int count, char** arguments) {
   } else if (what == "creation" && count > 2) {
     TestCreationFails(arguments[2]);
   } else {
-    Die("say what to test: results, convolutions, launches, registration, errors, or creation TEXT");
+    Die("say what to test: results, tensor, convolutions, launches, registration, errors, or creation TEXT");
   }
   if (what != "creation") Expect(Stub::The().Counts().contexts == 0, "a context was entered and not left");
-  std::printf("%s: %lld runs as expected\n", what.c_str(), static_cast<long long>(runs));
+  std::printf("%s: %lld runs as expected\n", what.c_str(), static_cast<long long>(Runs()));
   return 0;
 }

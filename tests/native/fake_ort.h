@@ -69,6 +69,7 @@ struct OrtCustomOpDomain {
 };
 
 struct OrtSessionOptions {
+  std::map<std::string, std::string> entries;
   std::vector<OrtCustomOpDomain*> domains;
 };
 
@@ -231,9 +232,12 @@ inline const OrtApi* Api() {
     api->AddCustomOpDomain = [](OrtSessionOptions* options, OrtCustomOpDomain* domain) -> OrtStatus* {
       return options->domains.push_back(domain), nullptr;
     };
-    api->HasSessionConfigEntry = [](const OrtSessionOptions*, const char*, int* out) -> OrtStatus* {
-      return *out = 0, nullptr;
+    api->HasSessionConfigEntry = [](const OrtSessionOptions* options, const char* key,
+                                    int* out) -> OrtStatus* {
+      return *out = static_cast<int>(options->entries.count(key)), nullptr;
     };
+    api->GetSessionConfigEntry = [](const OrtSessionOptions* options, const char* key, char* out,
+                                    size_t* size) { return CopyText(options->entries.at(key), out, size); };
     api->CreateCpuMemoryInfo = [](OrtAllocatorType, OrtMemType, OrtMemoryInfo** out) -> OrtStatus* {
       return *out = new OrtMemoryInfo, nullptr;
     };

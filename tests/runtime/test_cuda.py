@@ -43,7 +43,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("cuda")
     native, library = Path("tests/native"), library_path()
     stub = ["-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", native / "cuda_stub_driver.cc"]
-    sources = ["-O0", native / "cuda_test.cc", native / "cuda_contract_test.cc", library, "-ldl"]
+    sources = ["-O0", native / "cuda_test.cc", native / "cuda_contract_test.cc"]
+    sources += [native / "cuda_tensor_test.cc", library, "-ldl"]
     with ThreadPoolExecutor() as pool:
         for built in (
             pool.submit(_compile, *stub, "-o", folder / "libcuda_stub.so"),
@@ -67,12 +68,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @needs_compiler
-@pytest.mark.parametrize("what", ["registration", "launches", "errors", "results", "convolutions"])
+@pytest.mark.parametrize("what", ["registration", "launches", "errors", "results", "tensor", "convolutions"])
 def test_the_operators_on_the_stub_driver(program: Run, what: str):
     done = program(what)
     assert done.returncode == 0, done.stderr
     assert f"{what}: " in done.stdout
-    if what in ("results", "convolutions"):
+    if what in ("results", "tensor", "convolutions"):
         assert int(done.stdout.split()[1]) >= 40
 
 

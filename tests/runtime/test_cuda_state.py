@@ -120,6 +120,12 @@ def test_the_table_covers_every_kernel_and_architecture_without_spills():
     rows = json.loads(cuda_resources.RESULT.read_text(encoding="utf-8"))["kernels"]
     kinds = [f"{kind}_{block}" for kind in ("gather", "tile", "conv") for block in (1, 2, 4, 8, 16)]
     names = {f"{kind}_{variant}" for kind in kinds for variant in ((1, 4) if "gather" in kind else (1, 2))}
+    names |= {
+        f"{kind}_{block}_{variant}"
+        for kind in ("split", "tf32", "half")
+        for block in (8, 16)
+        for variant in (1, 4)
+    }
     assert {(row["kernel"], row["architecture"]) for row in rows} == {
         (name, architecture) for name in names for architecture in cuda_resources.ARCHITECTURES
     }
@@ -132,6 +138,14 @@ extern "C" __global__ void __launch_bounds__(128) gather_4_1(LinearArguments a) 
 }
 """
 
+TENSOR_KERNEL = """#include "linear_tensor.h"
+namespace sparsify::cuda {
+extern "C" __global__ void __launch_bounds__(256, 2) split_8_1(LinearArguments a) {
+  LinearTensor<Operands::kSplit, 8, 1>(a);
+}
+}
+"""
+
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc to compile a kernel: set CUDA_HOME")
 def test_a_kernel_compiles_without_spills_and_a_mistake_does_not_compile(tmp_path: Path):
@@ -140,6 +154,9 @@ def test_a_kernel_compiles_without_spills_and_a_mistake_does_not_compile(tmp_pat
     (usage,) = cuda_resources.parse(cuda_resources.compile_log(NVCC, "sm_90", source))
     assert (usage.kernel, usage.architecture, usage.spill_stores) == ("gather_4_1", "sm_90", 0)
     assert 0 < usage.registers <= 64
+    source.write_text(TENSOR_KERNEL, encoding="utf-8")
+    (usage,) = cuda_resources.parse(cuda_resources.compile_log(NVCC, "sm_80", source))
+    assert (usage.kernel, usage.spill_stores, usage.stack) == ("split_8_1", 0, 0)
     source.write_text(ONE_KERNEL.replace("<4, 1>", "<4>"), encoding="utf-8")
     with pytest.raises(UserError, match="LinearGather"):
         cuda_resources.compile_log(NVCC, "sm_90", source)

@@ -25,6 +25,15 @@ inline constexpr int kTileWarps = TileWarps(R);
 template <int R>
 inline constexpr int kTileLines = TileLines(R);
 
+// The tensor-core kernels: blocks of 8 or 16 rows of W, on 32 rows of X, a tile of inputs at a time.
+inline constexpr int kTensorWarps = 8;
+inline constexpr int kTensorColumns = 32;
+inline constexpr int kTensorInputs = 256;
+// Block rows that a warp sums at once, for `sixteens` groups of 16 rows of W.
+constexpr int TensorLines(int block_rows, int sixteens) { return 16 * sixteens / block_rows; }
+template <int R, int V>
+inline constexpr int kTensorLines = TensorLines(R, V);
+
 // A packed weight as it stands in the file; see kernels/csr/packed.h.
 struct Weight {
   const int32_t* pointers;  // [lines + 1]

@@ -1,9 +1,8 @@
 // Reading packed weights and finishing outputs, on the device.
 //
 // The kernels use nothing of CUDA but the qualifiers, the built-in indices, __syncthreads, __syncwarp,
-// __ballot_sync,
-// __shfl_xor_sync, __popc and the mathematics, so that a small emulation can run the same source on a CPU
-// (tests/native/cuda_emulation.h).
+// __ballot_sync, __shfl_xor_sync, __popc, the mathematics and the instructions of tensor_core.h, so that a
+// small emulation can run the same source on a CPU (tests/native/cuda_emulation.h).
 #ifndef SPARSIFY_CUDA_DEVICE_H_
 #define SPARSIFY_CUDA_DEVICE_H_
 
@@ -33,6 +32,15 @@ __device__ inline float FloatOf(uint32_t bits) {
   } both;
   both.bits = bits;
   return both.value;
+}
+
+__device__ inline uint32_t BitsOf(float value) {
+  union {
+    float value;
+    uint32_t bits;
+  } both;
+  both.value = value;
+  return both.bits;
 }
 
 __device__ inline float FromHalf(uint32_t half, bool bfloat16) {

@@ -13,6 +13,9 @@ constexpr int64_t kLinesToFill = 16;
 // Entries a line has at least for a block to share it: two turns of each warp.
 constexpr int64_t kEntriesToShare = 2 * kGatherWarps * kLanes;
 
+constexpr const char* kTensorKinds[] = {"split", "tf32", "half"};  // by precision
+constexpr int kSixteens[] = {1, 4};                                // of rows of W, a warp
+
 int64_t Groups(int64_t size, int64_t group) { return (size + group - 1) / group; }
 
 Weight WeightOf(const csr::Matrix& matrix, const WeightAddresses& at) {
@@ -56,6 +59,16 @@ int64_t OutputExtent(int64_t size, int64_t pads, int64_t kernel, int64_t dilatio
 
 }  // namespace
 
+bool ParsePrecision(const std::string& name, Precision* precision) {
+  const char* const names[] = {"float32", "tf32", "half"};
+  for (int i = 0; i < 3; ++i) {
+    if (name != names[i]) continue;
+    *precision = static_cast<Precision>(i);
+    return true;
+  }
+  return false;
+}
+
 Linear::Linear(const Device& device, const LinearAttributes& attributes, const csr::Matrix& matrix,
                const WeightAddresses& at)
     : device_(device),
@@ -67,9 +80,16 @@ Linear::Linear(const Device& device, const LinearAttributes& attributes, const c
   gather_[1] = device.Find(Name("gather", block_rows_, 4));
   tile_[0] = device.Find(Name("tile", block_rows_, 1));
   tile_[1] = device.Find(Name("tile", block_rows_, 2));
+  if (block_rows_ < 8) return;
+  for (int precision = 0; precision < 3; ++precision) {
+    for (int i = 0; i < 2; ++i) {
+      tensor_[precision][i] = device.Find(Name(kTensorKinds[precision], block_rows_, kSixteens[i]));
+    }
+  }
 }
 
-void Linear::Run(const float* x, int64_t batch, const Epilogue& epilogue, float* y, void* stream) const {
+void Linear::Run(const float* x, int64_t batch, const Epilogue& epilogue, Precision precision, float* y,
+                 void* stream) const {
   if (batch < 1) return;
   LinearArguments arguments{};
   arguments.weight = weight_;
@@ -79,7 +99,9 @@ void Linear::Run(const float* x, int64_t batch, const Epilogue& epilogue, float*
   arguments.batch = batch;
   arguments.columns = attributes_.in_features;
   arguments.warps_per_line = 1;
-  batch <= kFewRows ? RunGather(arguments, stream) : RunTile(arguments, stream);
+  if (batch <= kFewRows) return RunGather(arguments, stream);
+  if (block_rows_ < 8 || batch < kTensorRows) return RunTile(arguments, stream);
+  RunTensor(arguments, precision, stream);
 }
 
 void Linear::RunGather(const LinearArguments& given, void* stream) const {
@@ -100,6 +122,19 @@ void Linear::RunTile(const LinearArguments& arguments, void* stream) const {
   const int wide = Groups(arguments.batch, 2 * kLanes) * groups >= device_.multiprocessors() ? 2 : 1;
   Launch(device_, tile_[wide - 1], Groups(arguments.batch, wide * kLanes),
          std::min<int64_t>(groups, kMostGridRows), warps, arguments, stream);
+}
+
+void Linear::RunTensor(const LinearArguments& arguments, Precision precision, void* stream) const {
+  const bool narrow = weight_.value_type != static_cast<int32_t>(csr::ValueType::kFloat32);
+  if (precision == Precision::kHalf && !narrow) precision = Precision::kTf32;
+  const int64_t columns = Groups(arguments.batch, kTensorColumns);
+  const auto groups = [&](int i) {
+    return Groups(weight_.lines, kTensorWarps * TensorLines(block_rows_, kSixteens[i]));
+  };
+  // More lines a block read X less often, where enough blocks remain to fill the device.
+  const int many = columns * groups(1) >= device_.multiprocessors() ? 1 : 0;
+  Launch(device_, tensor_[static_cast<int>(precision)][many], columns,
+         std::min<int64_t>(groups(many), kMostGridRows), kTensorWarps, arguments, stream);
 }
 
 Conv::Conv(const Device& device, const ConvAttributes& attributes, const csr::Matrix& matrix,

@@ -8,6 +8,7 @@
 #include "../kernels/csr/packed.h"
 #include "arguments.h"
 #include "device_module.h"
+#include "precision.h"
 
 namespace sparsify::cuda {
 
@@ -18,8 +19,9 @@ struct WeightAddresses {
   const void* values = nullptr;
 };
 
-// Rows of X up to which the gather kernels run.
+// Rows of X up to which the gather kernels run, and from which on blocks of 8 and 16 go to tensor cores.
 inline constexpr int64_t kFewRows = 8;
+inline constexpr int64_t kTensorRows = 16;
 
 class Linear {
  public:
@@ -27,11 +29,13 @@ class Linear {
   Linear(const Device& device, const LinearAttributes& attributes, const csr::Matrix& matrix,
          const WeightAddresses& at);
   // x [batch, in], y [batch, out] and what the epilogue points to are device memory. Returns at once.
-  void Run(const float* x, int64_t batch, const Epilogue& epilogue, float* y, void* stream) const;
+  void Run(const float* x, int64_t batch, const Epilogue& epilogue, Precision precision, float* y,
+           void* stream) const;
 
  private:
   void RunGather(const LinearArguments& arguments, void* stream) const;
   void RunTile(const LinearArguments& arguments, void* stream) const;
+  void RunTensor(const LinearArguments& arguments, Precision precision, void* stream) const;
 
   const Device& device_;
   LinearAttributes attributes_;
@@ -39,6 +43,7 @@ class Linear {
   int block_rows_;
   int64_t entries_;               // blocks of a line in the mean
   Function gather_[2], tile_[2];  // for 1 and 4 rows, for 32 and 64
+  Function tensor_[3][2] = {};    // by precision, for 16 and 64 rows of W a warp
 };
 
 class Conv {

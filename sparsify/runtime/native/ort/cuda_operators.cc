@@ -95,14 +95,14 @@ CudaSparseLinear::CudaSparseLinear(const NodeInfo& node)
   });
 }
 
-void CudaSparseLinear::Compute(Context& context, const Settings&) const {
+void CudaSparseLinear::Compute(Context& context, const Settings& settings) const {
   const Tensor x = context.Input(kX);
   const std::vector<int64_t> y_dims = LinearOutput(label_, x.dims, attributes_);
   const Epilogue epilogue =
       ReadEpilogue(context, label_, ending_, weights_->bias(), attributes_.out_features, y_dims);
   float* y = context.Output(y_dims);
   const int64_t rows = Product(x.dims, 0, x.dims.size() - 1);
-  AtNode(label_, [&] { product_->Run(x.data, rows, epilogue, y, context.GpuStream()); });
+  AtNode(label_, [&] { product_->Run(x.data, rows, epilogue, settings.precision, y, context.GpuStream()); });
 }
 
 CudaSparseConv::CudaSparseConv(const NodeInfo& node)

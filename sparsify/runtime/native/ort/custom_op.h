@@ -8,6 +8,7 @@
 
 #include <memory>
 
+#include "../cuda/precision.h"
 #include "abi.h"
 #include "node.h"
 
@@ -17,6 +18,7 @@ struct Settings {
   int threads = 1;                        // of the session, as far as known
   const OrtMemoryInfo* memory = nullptr;  // CPU memory from the session's arena
   bool infers_shapes = false;             // whether this ONNX Runtime survives absent inputs in inference
+  cuda::Precision precision = cuda::Precision::kFloat32;  // of products on tensor cores
 };
 
 template <typename Node>

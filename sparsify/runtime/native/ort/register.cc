@@ -1,16 +1,20 @@
 // RegisterCustomOps, which ONNX Runtime calls for every session that loads this library.
 //
-// The domain is made once per process and thread count and lives until the process ends: ONNX Runtime keeps
-// pointers to its operators. No slot of the ABI tells an operator how many threads its session has, so the
-// session's configuration may ("ai.sparsify.threads"); else it is taken to be the machine's.
+// A domain is made once per process for each choice of options and lives until the process ends: ONNX Runtime
+// keeps pointers to its operators. No slot of the ABI tells an operator how many threads its session has, so
+// the session's configuration may ("ai.sparsify.threads"); else it is taken to be the machine's. What tensor
+// cores may round to is in "ai.sparsify.cuda_precision", else in SPARSIFY_CUDA_PRECISION.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <string>
 #include <thread>
+#include <utility>
 
 #include "abi.h"
 #include "attention.h"
+#include "conv_chain.h"
 #include "cuda_operators.h"
 #include "custom_op.h"
 #include "operators.h"
@@ -26,19 +30,44 @@ namespace {
 
 constexpr const char* kDomain = "ai.sparsify";
 constexpr const char* kThreadsKey = "ai.sparsify.threads";
+constexpr const char* kPrecisionKey = "ai.sparsify.cuda_precision";
+constexpr const char* kPrecisionVariable = "SPARSIFY_CUDA_PRECISION";
+
+// The session's entry for a key; false where it has none.
+bool SessionEntry(const OrtApi& api, const OrtSessionOptions* options, const char* key, std::string* text) {
+  int has = 0;
+  Check(api, api.HasSessionConfigEntry(options, key, &has));
+  if (has == 0) return false;
+  char buffer[64] = {};
+  size_t size = sizeof(buffer);
+  Check(api, api.GetSessionConfigEntry(options, key, buffer, &size));
+  *text = buffer;
+  return true;
+}
+
+cuda::Precision SessionPrecision(const OrtApi& api, const OrtSessionOptions* options) {
+  cuda::Precision precision = cuda::Precision::kFloat32;
+  std::string name, from = std::string("session option ") + kPrecisionKey;
+  if (!SessionEntry(api, options, kPrecisionKey, &name)) {
+    const char* wish = std::getenv(kPrecisionVariable);
+    if (wish == nullptr) return precision;
+    name = wish;
+    from = std::string("environment variable ") + kPrecisionVariable;
+  }
+  if (!cuda::ParsePrecision(name, &precision)) {
+    throw Error(from + " must be float32, tf32 or half, not '" + name + "'");
+  }
+  return precision;
+}
 
 int SessionThreads(const OrtApi& api, const OrtSessionOptions* options) {
   const int machine = static_cast<int>(std::thread::hardware_concurrency());
   int threads = machine > 0 ? machine : 1;
-  int has = 0;
-  Check(api, api.HasSessionConfigEntry(options, kThreadsKey, &has));
-  if (has == 0) return threads;
-  char text[16] = {};
-  size_t size = sizeof(text);
-  Check(api, api.GetSessionConfigEntry(options, kThreadsKey, text, &size));
+  std::string text;
+  if (!SessionEntry(api, options, kThreadsKey, &text)) return threads;
   char* end = nullptr;
-  const long value = std::strtol(text, &end, 10);
-  if (end == text || *end != '\0' || value < 1 || value > 4096) {
+  const long value = std::strtol(text.c_str(), &end, 10);
+  if (end == text.c_str() || *end != '\0' || value < 1 || value > 4096) {
     throw Error(std::string("session option ") + kThreadsKey + " must be a number of threads, not '" + text +
                 "'");
   }
@@ -53,14 +82,16 @@ bool InfersShapes(const char* version) {
   return major > 1 || (major == 1 && minor >= 24);
 }
 
-OrtCustomOpDomain* MakeDomain(const OrtApi& api, int threads, const char* version) {
+OrtCustomOpDomain* MakeDomain(const OrtApi& api, int threads, cuda::Precision precision,
+                              const char* version) {
   OrtMemoryInfo* memory = nullptr;
   Check(api, api.CreateCpuMemoryInfo(kArenaAllocator, kMemTypeDefault, &memory));
-  const Settings settings{threads, memory, InfersShapes(version)};
+  const Settings settings{threads, memory, InfersShapes(version), precision};
   OrtCustomOpDomain* domain = nullptr;
   Check(api, api.CreateCustomOpDomain(kDomain, &domain));
   Check(api, api.CustomOpDomain_Add(domain, new CustomOp<SparseLinear>(api, settings)));
   Check(api, api.CustomOpDomain_Add(domain, new CustomOp<SparseConv>(api, settings)));
+  Check(api, api.CustomOpDomain_Add(domain, new SparseConvChainOp(api, settings)));
   Check(api, api.CustomOpDomain_Add(domain, new AttentionOp(api, settings)));
   // Of operators of one name ONNX Runtime takes the schema of the first, so the CPU's come first.
   Check(api, api.CustomOpDomain_Add(domain, new CudaOp<CudaSparseLinear>(api, settings)));
@@ -68,12 +99,12 @@ OrtCustomOpDomain* MakeDomain(const OrtApi& api, int threads, const char* versio
   return domain;
 }
 
-OrtCustomOpDomain* DomainFor(const OrtApi& api, int threads, const char* version) {
+OrtCustomOpDomain* DomainFor(const OrtApi& api, int threads, cuda::Precision precision, const char* version) {
   static auto* mutex = new std::mutex;
-  static auto* domains = new std::map<int, OrtCustomOpDomain*>;
+  static auto* domains = new std::map<std::pair<int, cuda::Precision>, OrtCustomOpDomain*>;
   const std::lock_guard<std::mutex> lock(*mutex);
-  OrtCustomOpDomain*& domain = (*domains)[threads];
-  if (domain == nullptr) domain = MakeDomain(api, threads, version);
+  OrtCustomOpDomain*& domain = (*domains)[{threads, precision}];
+  if (domain == nullptr) domain = MakeDomain(api, threads, precision, version);
   return domain;
 }
 
@@ -93,6 +124,8 @@ RegisterCustomOps(sparsify::ort::OrtSessionOptions* options, const sparsify::ort
   }
   return Guard(*api, [&] {
     const int threads = SessionThreads(*api, options);
-    Check(*api, api->AddCustomOpDomain(options, DomainFor(*api, threads, base->GetVersionString())));
+    const sparsify::cuda::Precision precision = SessionPrecision(*api, options);
+    Check(*api,
+          api->AddCustomOpDomain(options, DomainFor(*api, threads, precision, base->GetVersionString())));
   });
 }

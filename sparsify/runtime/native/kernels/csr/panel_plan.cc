@@ -60,6 +60,8 @@ PanelPlan::PanelPlan(const Matrix& matrix, int parts, int64_t spacing, const Fla
     }
   }
   rows_.push_back(0);  // what is asked for ahead of the last row
+  rows_.shrink_to_fit();
+  classes_.shrink_to_fit();
 }
 
 uint16_t PanelPlan::Offset(int64_t input) const {

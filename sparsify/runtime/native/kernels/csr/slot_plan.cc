@@ -131,6 +131,9 @@ SlotPlan::SlotPlan(const Matrix& matrix) {
   CopyTo(draft.stream, &stream_);
   CopyTo(draft.rest_values, &rest_values_);
   CopyTo(draft.rest_inputs, &rest_inputs_);
+  masks_.shrink_to_fit();
+  blocks_.shrink_to_fit();
+  classes_.shrink_to_fit();
 }
 
 void SlotPlan::DraftGroup(const Matrix& matrix, int64_t first_row, Draft* draft) {

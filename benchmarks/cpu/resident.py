@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnx
 from onnx import external_data_helper
 
 from sparsify import runtime
+from sparsify.lowering.model_file import data_files
 from sparsify.runtime.feeds import make_feeds
 from sparsify.runtime.session import DOMAIN
 
@@ -38,11 +40,19 @@ def run(path: Path, batch: int, threads: int) -> Run:
         threads: Threads within an operator.
     """
     model = onnx.load(path, load_external_data=False)
+    for name in data_files(path):
+        _settle(path.parent / name)
     session = runtime.Session(path, threads=threads, profile=True)
     session.run(make_feeds(model, batch))
     resident = _resident(model, path.parent)
     shapes = {row["node"]: tuple(row["inputs"][0]) for row in session.profile() if row["inputs"]}
     return Run(shapes, resident)
+
+
+def _settle(file: Path) -> None:
+    """Has a new file written to its disk: until then the system keeps pieces of it that straddle tensors."""
+    with file.open("rb+") as stream:
+        os.fsync(stream)
 
 
 def _resident(model: onnx.ModelProto, folder: Path) -> int | None:

@@ -8,7 +8,7 @@ __all__ = ["has_attention"]
 
 
 def has_attention() -> bool:
-    """Whether `ai.sparsify::Attention` is in the native library, which `SPARSIFY_LIBRARY` may name an older one of.
+    """Whether the native library has `ai.sparsify::Attention`: `SPARSIFY_LIBRARY` may name an older build.
 
     Raises:
         RuntimeLibraryError: There is no library.

@@ -51,7 +51,8 @@ test-neon: install
 	  echo "test-neon: under $(QEMU)" && \
 	  $(QEMU) -L $(ARM_ROOT) build/neon/kernels_test && \
 	  $(QEMU) -L $(ARM_ROOT) build/neon/fuzz_test 2000 && \
-	  $(QEMU) -L $(ARM_ROOT) build/neon/train_test; \
+	  $(QEMU) -L $(ARM_ROOT) build/neon/train_test && \
+	  $(QEMU) -L $(ARM_ROOT) build/neon/chain_test 40; \
 	fi
 
 # Memory errors and undefined behaviour: the native programs, then the library inside Python and ONNX Runtime.
@@ -62,6 +63,7 @@ test-sanitize: install
 	build/sanitize/kernels_test
 	build/sanitize/fuzz_test 20000
 	build/sanitize/train_test
+	build/sanitize/chain_test
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 SPARSIFY_LIBRARY=build/sanitize/libsparsify_ort.so OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n 0 tests/runtime/test_layouts.py tests/runtime/test_corrupt.py \

@@ -44,6 +44,7 @@ SLOTS = {
     "ReleaseStatus": 93,
     "ReleaseTensorTypeAndShapeInfo": 99,
     "ReleaseAllocator": 132,
+    "KernelInfoGetAttributeArray_float": 162,
     "KernelInfoGetAttributeArray_int64": 163,
     "KernelContext_GetGPUComputeStream": 193,
     "GetTensorMemoryInfo": 194,

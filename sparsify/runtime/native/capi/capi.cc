@@ -2,23 +2,23 @@
 
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "../base/cpu.h"
 #include "../kernels/api.h"
 #include "../kernels/csr/packed.h"
+#include "convert.h"
 #include "error.h"
 
-using sparsify::ConvAttributes;
 using sparsify::ConvKernel;
-using sparsify::ElementType;
 using sparsify::Epilogue;
 using sparsify::LinearKernel;
 using sparsify::PackedTensor;
 using sparsify::ParallelFor;
+using sparsify::capi::Convert;
 using sparsify::capi::Fail;
 using sparsify::capi::Guard;
+using sparsify::capi::RunThreads;
 
 struct sparsify_packed {
   sparsify::csr::Packed csr;
@@ -33,23 +33,6 @@ struct sparsify_conv {
 namespace {
 
 constexpr int32_t kAbiVersion = 3;
-
-std::vector<PackedTensor> Convert(const sparsify_tensor* tensors, int32_t count) {
-  std::vector<PackedTensor> converted;
-  if (tensors == nullptr) return converted;
-  for (int32_t i = 0; i < count; ++i) {
-    converted.push_back({tensors[i].data, static_cast<ElementType>(tensors[i].type), tensors[i].size});
-  }
-  return converted;
-}
-
-// Plain threads: good enough for tests and tuning, where no session's pool exists.
-void RunThreads(void*, size_t count, void (*task)(void*, size_t), void* argument) {
-  std::vector<std::thread> threads;
-  for (size_t i = 1; i < count; ++i) threads.emplace_back(task, argument, i);
-  task(argument, 0);
-  for (std::thread& thread : threads) thread.join();
-}
 
 bool Convert(const sparsify_run_options* options, Epilogue* epilogue, ParallelFor* parallel) {
   if (options->activation < 0 || options->activation >= sparsify::kActivations || options->threads < 1)
@@ -162,18 +145,10 @@ int32_t sparsify_conv_create(const char* layout, const char* kernel,
   return Guard([&] {
     if (attributes == nullptr) return Fail("a convolution needs attributes");
     const std::vector<PackedTensor> converted = Convert(tensors, count);
-    ConvAttributes a;
-    a.out_channels = attributes->out_channels;
-    a.in_channels = attributes->in_channels;
-    for (int i = 0; i < 2; ++i) {
-      a.kernel[i] = attributes->kernel[i];
-      a.strides[i] = attributes->strides[i];
-      a.dilations[i] = attributes->dilations[i];
-    }
-    for (int i = 0; i < 4; ++i) a.pads[i] = attributes->pads[i];
     auto result = std::make_unique<sparsify_conv>();
     std::string error;
-    result->kernel = sparsify::CreateConv(layout, kernel, a, converted.data(), converted.size(), &error);
+    result->kernel = sparsify::CreateConv(layout, kernel, Convert(*attributes), converted.data(),
+                                          converted.size(), &error);
     if (result->kernel == nullptr) return Fail(error);
     *conv = result.release();
     return 0;

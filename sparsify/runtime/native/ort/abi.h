@@ -90,7 +90,8 @@ struct OrtApi {
   void(SPARSIFY_ORT_CALL* ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);
   SPARSIFY_ORT_SKIP(100, 32);
   void(SPARSIFY_ORT_CALL* ReleaseAllocator)(OrtAllocator* allocator);
-  SPARSIFY_ORT_SKIP(133, 30);
+  SPARSIFY_ORT_SKIP(133, 29);
+  SPARSIFY_ORT_FN(KernelInfoGetAttributeArray_float, const OrtKernelInfo* info, const char* name, float* out, size_t* size);
   SPARSIFY_ORT_FN(KernelInfoGetAttributeArray_int64, const OrtKernelInfo* info, const char* name, int64_t* out, size_t* size);
   SPARSIFY_ORT_SKIP(164, 29);
   SPARSIFY_ORT_FN(KernelContext_GetGPUComputeStream, const OrtKernelContext* context, void** out);
@@ -151,6 +152,7 @@ SPARSIFY_ORT_SLOT(91, KernelContext_GetOutput);
 SPARSIFY_ORT_SLOT(93, ReleaseStatus);
 SPARSIFY_ORT_SLOT(99, ReleaseTensorTypeAndShapeInfo);
 SPARSIFY_ORT_SLOT(132, ReleaseAllocator);
+SPARSIFY_ORT_SLOT(162, KernelInfoGetAttributeArray_float);
 SPARSIFY_ORT_SLOT(163, KernelInfoGetAttributeArray_int64);
 SPARSIFY_ORT_SLOT(193, KernelContext_GetGPUComputeStream);
 SPARSIFY_ORT_SLOT(194, GetTensorMemoryInfo);

@@ -153,23 +153,43 @@ float NodeInfo::Float(const char* name) const {
   return value;
 }
 
-Epilogue NodeInfo::ReadActivation() const {
+std::vector<float> NodeInfo::Floats(const char* name, size_t count) const {
+  std::vector<float> values(count);
+  size_t size = 0;
+  OrtStatus* status = api_.KernelInfoGetAttributeArray_float(info_, name, nullptr, &size);
+  if (status == nullptr && size == count) {
+    status = api_.KernelInfoGetAttributeArray_float(info_, name, values.data(), &size);
+    if (status == nullptr) return values;
+  }
+  if (status != nullptr) api_.ReleaseStatus(status);
+  Fail(std::string("attribute '") + name + "' must be a list of " + std::to_string(count) + " floats");
+}
+
+Activation NodeInfo::ActivationOf(const std::string& name) const {
   static constexpr const char* kNames[kActivations] = {"none", "relu", "gelu", "gelu_tanh", "silu", "clip"};
-  const std::string name = String("activation");
   std::string known;
   for (int32_t i = 0; i < kActivations; ++i) {
     known += std::string(i > 0 ? ", " : "") + kNames[i];
-    if (name != kNames[i]) continue;
-    Epilogue ending;
-    ending.activation = static_cast<Activation>(i);
-    if (ending.activation == Activation::kClip) {
-      ending.low = Float("clip_min");
-      ending.high = Float("clip_max");
-      if (!(ending.low <= ending.high)) Fail("clip_min must not be above clip_max");
-    }
-    return ending;
+    if (name == kNames[i]) return static_cast<Activation>(i);
   }
   Fail("unknown activation '" + name + "'; this library knows " + known);
+}
+
+Epilogue NodeInfo::ReadActivation() const {
+  Epilogue ending;
+  ending.activation = ActivationOf(String("activation"));
+  if (ending.activation == Activation::kClip) {
+    ending.low = Float("clip_min");
+    ending.high = Float("clip_max");
+    if (!(ending.low <= ending.high)) Fail("clip_min must not be above clip_max");
+  }
+  return ending;
+}
+
+size_t NodeInfo::InputCount() const {
+  size_t count = 0;
+  Check(api_, api_.KernelInfo_GetInputCount(info_, &count));
+  return count;
 }
 
 const OrtValue* NodeInfo::Constant(size_t index) const {
@@ -190,24 +210,25 @@ const float* NodeInfo::ConstantBias(int64_t out, Copies* copies) const {
 }
 
 std::vector<PackedTensor> NodeInfo::Packed(Copies* copies) const {
-  size_t count = 0;
-  Check(api_, api_.KernelInfo_GetInputCount(info_, &count));
+  const size_t count = InputCount();
   if (count <= kPacked) Fail("packed weights are missing");
   std::vector<PackedTensor> tensors;
   for (size_t i = kPacked; i < count; ++i) {
-    const OrtValue* value = Constant(i);
-    if (value == nullptr) {
-      Fail("packed weight " + std::to_string(i) + " must be an initializer of the graph");
-    }
-    const ShapeInfo shape(api_, ShapeOf(api_, value));
-    const std::vector<int64_t> dims = shape.Dims();
-    PackedTensor tensor;
-    tensor.type = static_cast<ElementType>(shape.Type());
-    tensor.size = Product(dims, 0, dims.size());
-    tensor.data = Aligned(DataOf(api_, value), tensor.type, tensor.size, copies);
-    tensors.push_back(tensor);
+    tensors.push_back(Initializer(i, "packed weight " + std::to_string(i), copies));
   }
   return tensors;
+}
+
+PackedTensor NodeInfo::Initializer(size_t index, const std::string& what, Copies* copies) const {
+  const OrtValue* value = Constant(index);
+  if (value == nullptr) Fail(what + " must be an initializer of the graph");
+  const ShapeInfo shape(api_, ShapeOf(api_, value));
+  const std::vector<int64_t> dims = shape.Dims();
+  PackedTensor tensor;
+  tensor.type = static_cast<ElementType>(shape.Type());
+  tensor.size = Product(dims, 0, dims.size());
+  tensor.data = Aligned(DataOf(api_, value), tensor.type, tensor.size, copies);
+  return tensor;
 }
 
 Context::~Context() {
@@ -224,7 +245,9 @@ Tensor Context::Input(size_t index) const {
   Check(api_, api_.KernelContext_GetInput(context_, index, &value));
   Tensor tensor;
   if (value == nullptr) return tensor;
-  tensor.dims = ShapeInfo(api_, ShapeOf(api_, value)).Dims();
+  const ShapeInfo shape(api_, ShapeOf(api_, value));
+  tensor.dims = shape.Dims();
+  tensor.type = shape.Type();
   tensor.data = static_cast<const float*>(DataOf(api_, value));
   return tensor;
 }

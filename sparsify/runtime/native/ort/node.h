@@ -69,10 +69,16 @@ class NodeInfo {
   std::vector<int64_t> Ints(const char* name, size_t count) const;
   std::string String(const char* name) const;
   float Float(const char* name) const;
+  std::vector<float> Floats(const char* name, size_t count) const;
   // The activation and its bounds; bias and residual are left out.
   Epilogue ReadActivation() const;
+  // The activation of a name; throws for one that is unknown.
+  Activation ActivationOf(const std::string& name) const;
+  size_t InputCount() const;
   // The packed tensors; they must be initializers. Valid while the session and the copies live.
   std::vector<PackedTensor> Packed(Copies* copies) const;
+  // The initializer at an input; `what` is for the message where there is none.
+  PackedTensor Initializer(size_t index, const std::string& what, Copies* copies) const;
   // The bias, checked to be [out], where it is an initializer; null where it is absent or computed.
   const float* ConstantBias(int64_t out, Copies* copies) const;
   [[noreturn]] void Fail(const std::string& why) const;
@@ -87,6 +93,7 @@ class NodeInfo {
 
 struct Tensor {
   const float* data = nullptr;  // null when the optional input is absent
+  OrtElementType type = kUndefined;
   std::vector<int64_t> dims;
 };
 

@@ -47,6 +47,9 @@ class SparseConv {
 // The attributes of a SparseConv node; CreateConv checks them.
 ConvAttributes ReadConvAttributes(const NodeInfo& node);
 
+// Shape of a convolution's output during inference. Throws where X does not fit; `op` is for messages.
+Dims InferConv(const std::string& op, const ConvAttributes& attributes, Dims dims);
+
 // Shape of a linear node's output. Throws where X does not fit.
 std::vector<int64_t> LinearOutput(const std::string& label, const std::vector<int64_t>& x_dims,
                                   const LinearAttributes& attributes);

@@ -9,8 +9,9 @@ namespace {
 constexpr int64_t kLargestExtent = int64_t{1} << 20;
 constexpr int64_t kLargestInput = int64_t{1} << 40;
 
-bool Within(const std::vector<int64_t>& values, int64_t least) {
-  return std::all_of(values.begin(), values.end(),
+template <size_t kCount>
+bool Within(const int64_t (&values)[kCount], int64_t least) {
+  return std::all_of(values, values + kCount,
                      [&](int64_t value) { return value >= least && value <= kLargestExtent; });
 }
 
@@ -32,35 +33,44 @@ struct Axis {
 }  // namespace
 
 void SparseConv::InferShape(ShapeInference& shapes) {
-  Dims dims = shapes.Input(kX);
+  const Dims dims = shapes.Input(kX);
   if (dims.values.empty()) return;
-  if (dims.values.size() != 4) throw Error("SparseConv: X must have four dimensions");
-  const int64_t in = shapes.Int("in_channels");
-  if (dims.values[1] >= 0 && dims.values[1] != in) {
-    throw Error("SparseConv: X has " + std::to_string(dims.values[1]) + " channels, but in_channels is " +
-                std::to_string(in));
+  ConvAttributes attributes;
+  attributes.in_channels = shapes.Int("in_channels");
+  attributes.out_channels = shapes.Int("out_channels");
+  const auto copy = [&shapes](const char* name, int64_t* to, size_t count) {
+    const std::vector<int64_t> values = shapes.Ints(name, count);
+    std::copy(values.begin(), values.end(), to);
+  };
+  copy("kernel_shape", attributes.kernel, 2);
+  copy("strides", attributes.strides, 2);
+  copy("pads", attributes.pads, 4);
+  copy("dilations", attributes.dilations, 2);
+  shapes.SetOutput(InferConv(kName, attributes, dims));
+}
+
+Dims InferConv(const std::string& op, const ConvAttributes& a, Dims dims) {
+  if (dims.values.size() != 4) throw Error(op + ": X must have four dimensions");
+  if (dims.values[1] >= 0 && dims.values[1] != a.in_channels) {
+    throw Error(op + ": X has " + std::to_string(dims.values[1]) + " channels, but in_channels is " +
+                std::to_string(a.in_channels));
   }
-  const auto kernel = shapes.Ints("kernel_shape", 2);
-  const auto strides = shapes.Ints("strides", 2);
-  const auto pads = shapes.Ints("pads", 4);
-  const auto dilations = shapes.Ints("dilations", 2);
-  if (!Within(kernel, 1) || !Within(strides, 1) || !Within(pads, 0) || !Within(dilations, 1)) {
-    throw Error(
-        "SparseConv: kernel, strides and dilations must be between 1 and 2^20, pads between 0 and 2^20");
+  if (!Within(a.kernel, 1) || !Within(a.strides, 1) || !Within(a.pads, 0) || !Within(a.dilations, 1)) {
+    throw Error(op + ": kernel, strides and dilations must be between 1 and 2^20, pads between 0 and 2^20");
   }
-  dims.values[1] = shapes.Int("out_channels");
+  dims.values[1] = a.out_channels;
   dims.symbols[1].clear();
   for (size_t i = 0; i < 2; ++i) {
-    const Axis axis{kernel[i], strides[i], pads[i] + pads[i + 2], dilations[i]};
+    const Axis axis{a.kernel[i], a.strides[i], a.pads[i] + a.pads[i + 2], a.dilations[i]};
     int64_t& size = dims.values[2 + i];
-    if (size > kLargestInput) throw Error("SparseConv: X of size " + std::to_string(size) + " is too large");
+    if (size > kLargestInput) throw Error(op + ": X of size " + std::to_string(size) + " is too large");
     if (size >= 0 && size + axis.pads <= axis.Reach()) {
-      throw Error("SparseConv: X of size " + std::to_string(size) + " is smaller than the dilated kernel");
+      throw Error(op + ": X of size " + std::to_string(size) + " is smaller than the dilated kernel");
     }
     if (size >= 0) size = axis.Output(size);
     dims.symbols[2 + i] = axis.Output(dims.symbols[2 + i]);
   }
-  shapes.SetOutput(dims);
+  return dims;
 }
 
 ConvAttributes ReadConvAttributes(const NodeInfo& node) {

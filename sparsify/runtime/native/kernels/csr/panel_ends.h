@@ -88,30 +88,52 @@ typename V::Register Activate(typename V::Register x, const Epilogue& epilogue) 
 // Rows of y lie a plane apart, where no prefetcher looks: ask for those that come soon.
 constexpr int64_t kStoreAhead = 8;
 
-// Masked registers serve the ends: V::LoadFirst(p, n) and V::StoreFirst(p, n, v) touch n floats only.
+// One row of a panel becomes a run of neighbouring pixels. Masked registers serve the end: V::LoadFirst(p, n)
+// and V::StoreFirst(p, n, v) touch n floats only.
+template <class V, Activation A, bool Residual>
+inline void StoreRun(const float* source, typename V::Register bias, const float* residual, int64_t length,
+                     const Epilogue& epilogue, float* y) {
+  int64_t i = 0;
+  for (; i + V::kWidth <= length; i += V::kWidth) {
+    typename V::Register v = V::Add(V::LoadAny(source + i), bias);
+    if (Residual) v = V::Add(v, V::LoadAny(residual + i));
+    V::StoreAny(y + i, Activate<V, A>(v, epilogue));
+  }
+  const int64_t left = length - i;
+  if (left <= 0) return;
+  typename V::Register v = V::Add(V::LoadFirst(source + i, left), bias);
+  if (Residual) v = V::Add(v, V::LoadFirst(residual + i, left));
+  V::StoreFirst(y + i, left, Activate<V, A>(v, epilogue));
+}
+
+template <class V, Activation A, bool Residual>
+void StoreRuns(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
+               const Epilogue& shared, float* y, int64_t plane, int64_t stride) {
+  const Epilogue epilogue = shared;  // which nothing that is written can change
+  for (int64_t row = first; row < last; ++row, panel += stride) {
+    const typename V::Register bias = epilogue.bias != nullptr ? V::Set(epilogue.bias[row]) : V::Zero();
+    for (size_t k = 0; k < run_count; ++k) {
+      const OutputRun run = runs[k];
+      const int64_t target = run.target + row * plane;
+      const int64_t ahead = target + kStoreAhead * plane;  // perhaps beyond the end, which does no harm
+      for (int64_t i = 0; i < run.length; i += kGroup) {
+        SPARSIFY_PREFETCH_TO_WRITE(y + ahead + i);
+        if (Residual) SPARSIFY_PREFETCH(epilogue.residual + ahead + i);
+      }
+      StoreRun<V, A, Residual>(panel + run.column, bias, Residual ? epilogue.residual + target : nullptr,
+                               run.length, epilogue, y + target);
+    }
+  }
+}
+
 template <class V, Activation A>
 void StorePixels(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
                  const Epilogue& epilogue, float* y, int64_t plane, int groups) {
   const int64_t stride = kSpacing[groups];
-  for (int64_t row = first; row < last; ++row) {
-    const float* source = panel + (row - first) * stride;
-    const typename V::Register bias = epilogue.bias != nullptr ? V::Set(epilogue.bias[row]) : V::Zero();
-    for (size_t k = 0; k < run_count; ++k) {
-      const OutputRun& run = runs[k];
-      const int64_t target = run.target + row * plane;
-      const int64_t ahead = target + kStoreAhead * plane;  // perhaps beyond the end, which does no harm
-      for (int64_t i = 0; i < run.length; i += kGroup) SPARSIFY_PREFETCH_TO_WRITE(y + ahead + i);
-      if (epilogue.residual != nullptr) {
-        for (int64_t i = 0; i < run.length; i += kGroup) SPARSIFY_PREFETCH(epilogue.residual + ahead + i);
-      }
-      for (int64_t i = 0; i < run.length; i += V::kWidth) {
-        const int64_t left = run.length - i;
-        typename V::Register v = V::Add(V::LoadFirst(source + run.column + i, left), bias);
-        if (epilogue.residual != nullptr) v = V::Add(v, V::LoadFirst(epilogue.residual + target + i, left));
-        V::StoreFirst(y + target + i, left, Activate<V, A>(v, epilogue));
-      }
-    }
+  if (epilogue.residual != nullptr) {
+    return StoreRuns<V, A, true>(panel, first, last, runs, run_count, epilogue, y, plane, stride);
   }
+  StoreRuns<V, A, false>(panel, first, last, runs, run_count, epilogue, y, plane, stride);
 }
 
 // The rows of one tap, `count` channels, where each of G groups is one piece.

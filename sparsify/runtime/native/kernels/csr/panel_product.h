@@ -14,14 +14,15 @@
 
 #include "../../base/aligned.h"
 #include "../api.h"
-#include "packed_pages.h"
 #include "panel_plan.h"
 
 namespace sparsify {
 namespace csr {
 
-// Calls function(worker, task) once for each task < count. Workers, at most `workers` at once, take the next
-// task when they have finished one, so uneven tasks and an overestimated number of threads do no harm.
+// Calls function(worker, task) once for each task < count. Each worker, at most `workers` at once, has a run
+// of neighbouring tasks and then helps the others, so uneven tasks and an overestimated number of threads do
+// no harm. Neighbours are kept together because they may write to the same cache lines: threads that took
+// turns would do so at the same time.
 template <class Function>
 void RunTasks(const ParallelFor& parallel, int64_t workers, int64_t count, Function function) {
   workers = std::min(workers, count);
@@ -29,17 +30,27 @@ void RunTasks(const ParallelFor& parallel, int64_t workers, int64_t count, Funct
     for (int64_t task = 0; task < count; ++task) function(int64_t{0}, task);
     return;
   }
+  struct alignas(kCacheLine) Next {
+    std::atomic<int64_t> task;
+  };
   struct Shared {
     Function* function;
-    int64_t count;
-    std::atomic<int64_t> next;
-  } shared = {&function, count, {0}};
+    int64_t workers, count;
+    std::vector<Next> next;
+    int64_t Begin(int64_t worker) const { return count * worker / workers; }
+  } shared = {&function, workers, count, std::vector<Next>(static_cast<size_t>(workers))};
+  for (int64_t w = 0; w < workers; ++w) shared.next[static_cast<size_t>(w)].task = shared.Begin(w);
   parallel.run(
       parallel.context, static_cast<size_t>(workers),
       [](void* argument, size_t worker) {
         Shared& s = *static_cast<Shared*>(argument);
-        for (int64_t task = s.next.fetch_add(1); task < s.count; task = s.next.fetch_add(1)) {
-          (*s.function)(static_cast<int64_t>(worker), task);
+        const int64_t self = static_cast<int64_t>(worker);
+        for (int64_t i = 0; i < s.workers; ++i) {
+          const int64_t other = (self + i) % s.workers, end = s.Begin(other + 1);
+          std::atomic<int64_t>& next = s.next[static_cast<size_t>(other)].task;
+          for (int64_t task = next.fetch_add(1); task < end; task = next.fetch_add(1)) {
+            (*s.function)(self, task);
+          }
         }
       },
       &shared);
@@ -53,8 +64,7 @@ constexpr int64_t kKeptFloats = 1 << 17;
 // The plans of one weight, made when first asked for. Safe from several threads.
 class PanelPlans {
  public:
-  // The pages must live as long.
-  PanelPlans(const Matrix& matrix, const PackedPages& pages) : matrix_(matrix), pages_(pages) {}
+  explicit PanelPlans(const Matrix& matrix) : matrix_(matrix) {}
 
   // For X of this many columns.
   const PanelPlan& For(int64_t columns, int threads) const {
@@ -62,10 +72,7 @@ class PanelPlans {
     const int64_t spacing = kSpacing[groups];
     const std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<PanelPlan>& plan = plans_[{spacing, threads}];
-    if (plan == nullptr) {
-      plan = std::make_unique<PanelPlan>(matrix_, Parts(spacing, threads), spacing);
-      pages_.Derived();
-    }
+    if (plan == nullptr) plan = std::make_unique<PanelPlan>(matrix_, Parts(spacing, threads), spacing);
     return *plan;
   }
 
@@ -81,7 +88,6 @@ class PanelPlans {
     if (flat_.size() >= kKeptSizes) flat_.erase(flat_.begin());
     flat_.push_back({spacing, threads, tile.floats, tile.taps,
                      std::make_shared<PanelPlan>(matrix_, Parts(spacing, threads), spacing, tile)});
-    pages_.Derived();
     return flat_.back().plan;
   }
 
@@ -102,7 +108,6 @@ class PanelPlans {
   };
 
   Matrix matrix_;
-  const PackedPages& pages_;
   mutable std::mutex mutex_;
   mutable std::map<std::pair<int64_t, int>, std::unique_ptr<PanelPlan>> plans_;
   mutable std::vector<FlatPlan> flat_;  // oldest first

@@ -14,6 +14,7 @@
 
 #include "../../base/aligned.h"
 #include "../api.h"
+#include "packed_pages.h"
 #include "panel_plan.h"
 
 namespace sparsify {
@@ -64,7 +65,8 @@ constexpr int64_t kKeptFloats = 1 << 17;
 // The plans of one weight, made when first asked for. Safe from several threads.
 class PanelPlans {
  public:
-  explicit PanelPlans(const Matrix& matrix) : matrix_(matrix) {}
+  // The pages must live as long.
+  PanelPlans(const Matrix& matrix, const PackedPages& pages) : matrix_(matrix), pages_(pages) {}
 
   // For X of this many columns.
   const PanelPlan& For(int64_t columns, int threads) const {
@@ -72,7 +74,10 @@ class PanelPlans {
     const int64_t spacing = kSpacing[groups];
     const std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<PanelPlan>& plan = plans_[{spacing, threads}];
-    if (plan == nullptr) plan = std::make_unique<PanelPlan>(matrix_, Parts(spacing, threads), spacing);
+    if (plan == nullptr) {
+      plan = std::make_unique<PanelPlan>(matrix_, Parts(spacing, threads), spacing);
+      pages_.Derived();
+    }
     return *plan;
   }
 
@@ -88,6 +93,7 @@ class PanelPlans {
     if (flat_.size() >= kKeptSizes) flat_.erase(flat_.begin());
     flat_.push_back({spacing, threads, tile.floats, tile.taps,
                      std::make_shared<PanelPlan>(matrix_, Parts(spacing, threads), spacing, tile)});
+    pages_.Derived();
     return flat_.back().plan;
   }
 
@@ -108,6 +114,7 @@ class PanelPlans {
   };
 
   Matrix matrix_;
+  const PackedPages& pages_;
   mutable std::mutex mutex_;
   mutable std::map<std::pair<int64_t, int>, std::unique_ptr<PanelPlan>> plans_;
   mutable std::vector<FlatPlan> flat_;  // oldest first

@@ -21,11 +21,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.cpu.machine import Machine
+from benchmarks.cpu.panels import Image, tiling
 from sparsify.runtime.node_profile import Product, SparseWeight, product_of
 
-TILE_FLOATS = 112 * 64
 FEW_ROWS = 6
-_MOST_GROUPS, _MOST_GROUPS_OF_BLOCKS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,7 @@ def sparse_work(
     *,
     vector: int,
     moved: float,
+    image: Image | None = None,
 ) -> Work:
     """Needs of a sparse product.
 
@@ -130,19 +130,18 @@ def sparse_work(
         layout: Packed layout.
         vector: Bytes of a register.
         moved: Bytes of inputs and outputs.
+        image: What a convolution reads and writes.
     """
     flops = 2.0 * nonzeros * columns
     if len(shape) == 2 and columns <= FEW_ROWS:
         return Work(flops, nbytes / vector, 0.0, nbytes, moved)
     rows, lanes = block_rows(layout), vector // 4
-    most = _MOST_GROUPS_OF_BLOCKS if rows >= 8 else _MOST_GROUPS
-    panels = math.ceil(columns / (most * lanes))
+    tiles = tiling(shape, nonzeros, columns, rows, image)
+    panels = math.ceil(columns / (tiles.groups * lanes))
     groups = math.ceil(columns / panels / lanes)
     loads = nonzeros / rows * panels * (groups + rows + 0.25)
-    inputs = math.prod(shape[1:])
-    tiles = math.ceil(inputs / (TILE_FLOATS / (groups * lanes)))
-    waiting = 2 * (tiles - 1) * shape[0] * columns * 4
-    return Work(flops, loads, float(waiting + 2 * inputs * columns * 4), nbytes, moved)
+    waiting = 2 * (tiles.tiles - 1) * shape[0] * columns * 4
+    return Work(flops, loads, waiting + 2 * 4 * tiles.packed, nbytes, moved)
 
 
 def work_of(
@@ -159,11 +158,17 @@ def work_of(
     for row in rows:
         product = product_of(row, weights)
         if product is not None:
-            found[_work(product, weights.get(row["node"]), vector)] += 1
+            found[_work(product, weights.get(row["node"]), vector, _image(row))] += 1
     return [Work(**{**asdict(work), "count": count}) for work, count in found.items()]
 
 
-def _work(product: Product, sparse: SparseWeight | None, vector: int) -> Work:
+def _image(row: Mapping[str, Any]) -> Image | None:
+    """What a profiled convolution reads and writes; None for other nodes."""
+    x, y = row["inputs"][0], row["outputs"][0]
+    return Image(x[0], (x[2], x[3]), (y[2], y[3])) if len(x) == len(y) == 4 else None
+
+
+def _work(product: Product, sparse: SparseWeight | None, vector: int, image: Image | None) -> Work:
     if sparse is None:
         size = 4.0 * math.prod(product.weight)
         return Work(product.flops, 0.0, 0.0, size, max(0.0, product.nbytes - size))
@@ -176,4 +181,5 @@ def _work(product: Product, sparse: SparseWeight | None, vector: int) -> Work:
         sparse.layout,
         vector=vector,
         moved=moved,
+        image=image if len(product.weight) == 4 else None,
     )

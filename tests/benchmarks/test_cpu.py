@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.cpu import layers, machine, networks, peer, storage, targets, whole
+from benchmarks.cpu import layers, machine, networks, panels, peer, storage, targets, whole
 from benchmarks.cpu.__main__ import main
 from benchmarks.cpu.cells import DTYPES, FULL, MACHINE, PARTS, PEER, QUICK, Cell, cells
 from benchmarks.cpu.machine import Machine
@@ -66,6 +67,47 @@ def test_blocks_move_the_bound_from_the_load_ports_to_the_multiply_adds():
     assert bounds["csr"] == pytest.approx(5.25 / 4 * 3.125 / 5, rel=0.01)
     assert bounds["blocks-4"] == pytest.approx(8.25 / 16 * 3.125 / 5, rel=0.01)
     assert bounds["blocks-16"] < bounds["csr"]
+
+
+def test_tiles_are_those_of_the_kernels():
+    family = Path(__file__).parents[2] / "sparsify" / "runtime" / "native" / "kernels" / "csr"
+    text = "".join(
+        (family / name).read_text() for name in ("isa.h", "panel_plan.h", "panel_plan.cc", "conv_flat.cc")
+    )
+    named = re.findall(r"constexpr \w+ (k\w+)(?:\[.*?\])? = (.*?);", text)
+    stated = {name: value.replace("kPanelColumns", "64").replace("kGroup", "16") for name, value in named}
+    pairs = {
+        "kGroup": panels.GROUP,
+        "kMaxGroups": panels.MOST_GROUPS,
+        "kTileFloats": panels.TILE_FLOATS,
+        "kBlockTileFloats": panels.BLOCK_TILE_FLOATS,
+        "kFlatTileFloats": panels.FLAT_TILE_FLOATS,
+        "kMostInputs": panels.MOST_INPUTS,
+        "kShortest": panels.SHORTEST,
+        "kMaxCount": panels.MOST_COUNT,
+        "kFewestBlockRows": panels.FEWEST_BLOCK_ROWS,
+        "kLargestTile": panels.LARGEST_TILE,
+        "kMostColumns": panels.MOST_COLUMNS,
+    }
+    for name, value in pairs.items():
+        assert math.prod(float(factor) for factor in stated[name].split("*")) == value, name
+    assert tuple(map(int, stated["kSpacing"].strip("{}").split(","))) == panels.SPACING
+
+
+def test_blocks_have_longer_tiles_and_flat_ones_hold_many_channels():
+    linear = (768, 3072)
+    assert panels.tiling(linear, 235930, 64, 1, None).tiles == 28
+    assert panels.tiling(linear, 235930, 64, 4, None).tiles == 24
+    assert panels.tiling(linear, 235930, 64, 16, None).tiles == 12
+    assert panels.tiling(linear, 4 * 235930, 64, 1, None).tiles == 32  # 88 inputs bring 35 non-zeros to a row
+    image = panels.Image(1, (28, 28), (28, 28))
+    assert panels.flat_shape((3, 3), image).floats == 128
+    flat = panels.tiling((128, 128, 3, 3), 36864, 28 * 28, 4, image)
+    assert (flat.tiles, flat.packed) == (5, 13 * 128 * 128)
+    gathered = panels.tiling((128, 128, 3, 3), 36864, 28 * 28, 2, image)
+    assert (gathered.tiles, gathered.packed) == (11, 1152 * 28 * 28)
+    strided = panels.Image(1, (56, 56), (28, 28))
+    assert panels.flat_shape((3, 3), strided).floats == 4 * 64 + 16 * (2 + 2 + 0 + 1)
 
 
 def test_few_rows_are_bound_by_the_bytes_of_the_weights():

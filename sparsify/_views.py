@@ -159,6 +159,8 @@ def lower(out: Output, data: Mapping[str, Any]) -> None:
     ]
     if rows:
         out.table("nodes", ("node", "operator", "weight", "density", "decision", "reason"), rows)
+    if data.get("attention"):
+        _attention(out, data["attention"])
     nodes = data["nodes"]
     out.line(f"{nodes['sparse']} sparse and {nodes['dense']} dense nodes, {data['bytes']:,} bytes")
     out.line(f"largest absolute error: {data['max_abs_error']:.2e}")
@@ -168,6 +170,17 @@ def lower(out: Output, data: Mapping[str, Any]) -> None:
         out.line(f"written: {data['output']}" + (" (its weights were cut)" if data.get("what_if") else ""))
         for name in data["data_files"]:
             out.line(f"its weights are in {name} beside it: keep both files together")
+
+
+def _attention(out: Output, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Counts the attentions by what became of them, naming the first of each."""
+    kinds: dict[tuple[bool, str], list[str]] = {}
+    for entry in entries:
+        kinds.setdefault((entry["fused"], entry["reason"]), []).append(entry["node"])
+    for (fused, reason), nodes in kinds.items():
+        became = "fused" if fused else "left as it was"
+        more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+        out.line(f"attention {became}: {nodes[0]}{more} ({reason})")
 
 
 def _what_if(out: Output, data: Mapping[str, Any]) -> None:

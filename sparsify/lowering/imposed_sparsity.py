@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from sparsify.errors import UserError
+from sparsify.lowering.attention_fusion import find_fusions
 from sparsify.lowering.candidate import Array, LeftAlone
 from sparsify.lowering.cost import Decision, Machine
 from sparsify.lowering.decisions import Chosen, Match, Request, choose, decide_all, silent
@@ -93,7 +94,8 @@ def what_if(
     error, size = _written(graph, source, chosen, feeds[0], packer, None if dst is None else Path(dst))
     layers = layer_reports(matches, _cut_reasons(decisions, sparsity))
     found = WhatIf(sparsity, rule.name, Machine.here(threads).threads, times, source.stat().st_size, NOTE)
-    return LowerReport(count_nodes(layers), error, size, layers, what_if=found)
+    attention = find_fusions(graph, chosen).reports
+    return LowerReport(count_nodes(layers), error, size, layers, attention=attention, what_if=found)
 
 
 def _imposed(match: Match, rule: PatternRule, density: float) -> Match:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from sparsify.errors import UserError
+from sparsify.lowering.attention_fusion import OPERATOR as ATTENTION
 from sparsify.lowering.candidate import Candidate, LeftAlone
 from sparsify.lowering.folding import fold_affine
 from sparsify.lowering.graph import STANDARD, Graph, Refused, attribute, walk_subgraphs
@@ -74,6 +75,8 @@ def _check_finite(graph: Graph, match: Candidate) -> None:
 def _match(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | None:
     node = graph.nodes[index]
     if node.domain == DOMAIN:
+        if node.op_type == ATTENTION:
+            return None
         return LeftAlone(
             name, node.op_type, (), 1.0, "sparse already", layout=attribute(node, "layout", "csr")
         )

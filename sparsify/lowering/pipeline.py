@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsify.errors import UserError
+from sparsify.lowering.attention_fusion import find_fusions
 from sparsify.lowering.candidate import Array, Candidate
 from sparsify.lowering.cost import Decision
 from sparsify.lowering.decisions import Match, Request, choose, decide_all, silent
@@ -84,13 +85,14 @@ def lower(
     packer = Packer(weight_dtype)
     decisions = decide_all(graph, source, matches, packer, request)
     chosen = choose(graph, matches, decisions)
-    model = rewrite(graph, chosen, packer) if chosen else graph.model
+    model = rewrite(graph, chosen, packer, target=target) if chosen else graph.model
     with staged(model, written, external_data=external_data) as beside:
         epsilon = max(graph.epsilon, 2 * HALF_ULP[weight_dtype])
         error = _check(graph, source, beside, inputs, epsilon) if chosen else 0.0
     layers = layer_reports(matches, decisions)
     data = data_files(written)
-    return LowerReport(count_nodes(layers), error, stored_bytes(written, data), layers, data)
+    attention = find_fusions(graph, chosen, target=target).reports
+    return LowerReport(count_nodes(layers), error, stored_bytes(written, data), layers, data, attention)
 
 
 def _check(

@@ -31,6 +31,23 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class AttentionReport:
+    """One attention of the file and what became of it.
+
+    Attributes:
+        node: Name of its softmax in the source file; the operator bears it too.
+        heads: Number of its heads, None where that was not understood.
+        fused: Whether it is one operator now.
+        reason: How, or why not, in a sentence.
+    """
+
+    node: str
+    heads: int | None
+    fused: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class NodeCounts:
     """Number of weight-bearing nodes by what became of them."""
 
@@ -99,6 +116,7 @@ class LowerReport:
         bytes: Size of the written model, external data included.
         layers: One entry a weight-bearing node, in the file's order.
         data_files: Names of the files beside the model that hold its external data; as a rule none.
+        attention: One entry an attention, in the file's order.
         what_if: What imposed sparsity would gain, where that was asked.
     """
 
@@ -107,6 +125,7 @@ class LowerReport:
     bytes: int
     layers: tuple[LayerReport, ...]
     data_files: tuple[str, ...] = ()
+    attention: tuple[AttentionReport, ...] = ()
     what_if: WhatIf | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,6 +133,7 @@ class LowerReport:
         found = asdict(self) | {
             "layers": [asdict(layer) | {"shape": list(layer.shape)} for layer in self.layers],
             "data_files": list(self.data_files),
+            "attention": [asdict(entry) for entry in self.attention],
         }
         del found["what_if"]
         return found if self.what_if is None else found | {"what_if": self.what_if.to_dict()}

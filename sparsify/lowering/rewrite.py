@@ -10,8 +10,8 @@ import onnx
 from onnx import helper
 
 from sparsify.errors import SparsifyError
+from sparsify.lowering.attention_fusion import attention_node, find_fusions
 from sparsify.lowering.candidate import Candidate
-from sparsify.lowering.constants import FOLDED
 from sparsify.lowering.emission import Emitter, NewConstants
 from sparsify.lowering.graph import STANDARD, Graph, reads, walk_subgraphs
 from sparsify.runtime import layouts
@@ -50,13 +50,16 @@ class Packer:
         return self._packed[key]
 
 
-def rewrite(graph: Graph, chosen: Mapping[int, tuple[Candidate, str]], packer: Packer) -> onnx.ModelProto:
-    """Builds the model in which the chosen candidates are sparse operators.
+def rewrite(
+    graph: Graph, chosen: Mapping[int, tuple[Candidate, str]], packer: Packer, *, target: str = "cpu"
+) -> onnx.ModelProto:
+    """Builds the model in which chosen candidates are sparse operators and attention beside them one node.
 
     Args:
         graph: Index of the source model, which is not changed.
         chosen: Index of the matched node to its (fused) candidate and layout.
         packer: Where packed weights are kept between calls.
+        target: Where the model is to run, "cpu" or "cuda".
 
     Returns:
         A new model; constants that only replaced nodes used are gone.
@@ -64,14 +67,17 @@ def rewrite(graph: Graph, chosen: Mapping[int, tuple[Candidate, str]], packer: P
     replaced = {index for candidate, _ in chosen.values() for index in candidate.consumed}
     emitter = Emitter(graph, NewConstants(names_in(graph)))
     placed = {max(candidate.consumed): (candidate, layout) for candidate, layout in chosen.values()}
+    attention = {match.place: match for match in find_fusions(graph, chosen, target=target).fused}
     nodes: list[onnx.NodeProto] = []
     for index, node in enumerate(graph.nodes):
         if index in placed:
             candidate, layout = placed[index]
             nodes.extend(emitter.nodes(candidate, packer.pack(candidate, layout)))
+        elif index in attention:
+            nodes.append(attention_node(attention[index]))
         elif index not in replaced:
             nodes.append(node)
-    return _assemble(graph, _drop_dead(graph, nodes, replaced), emitter)
+    return _assemble(graph, _drop_dead(graph, nodes, replaced | set(attention)), emitter)
 
 
 def names_in(graph: Graph) -> set[str]:
@@ -112,13 +118,18 @@ def _drop_dead(graph: Graph, nodes: Sequence[onnx.NodeProto], replaced: set[int]
     readers.update(value.name for value in graph.model.graph.output)
     kept: list[onnx.NodeProto] = []
     for node in reversed(nodes):
-        droppable = node.domain in STANDARD and (node.op_type in FOLDED or node.op_type == "Constant")
-        if droppable and node.output[0] in suspects and not readers[node.output[0]]:
+        if node.domain in STANDARD and _unread(node, suspects, readers):
             suspects.update(node.input)
             readers.subtract(node.input)
         else:
             kept.append(node)
     return kept[::-1]
+
+
+def _unread(node: onnx.NodeProto, suspects: set[str], readers: Mapping[str, int]) -> bool:
+    outputs = [name for name in node.output if name]
+    plain = next(walk_subgraphs(node), None) is None
+    return plain and not suspects.isdisjoint(outputs) and not any(readers[name] for name in outputs)
 
 
 def _assemble(graph: Graph, nodes: list[onnx.NodeProto], emitter: Emitter) -> onnx.ModelProto:

@@ -1,0 +1,91 @@
+"""Sizes that a graph computes, and what Reshape makes of a value with such a target shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from sparsify.lowering.graph import STANDARD, Dim, Graph, Shape, attribute
+
+_SAME = ("Identity", "Cast", "Squeeze", "Unsqueeze")
+
+
+def sizes_in(graph: Graph, name: str) -> tuple[Dim, ...] | None:
+    """Elements of a vector of sizes, as far as they are known, or None where it is made in another way.
+
+    Args:
+        graph: The indexed graph.
+        name: An integer value of rank 0 or 1, made of constants and of other values' shapes.
+    """
+    constant = graph.constant(name)
+    if isinstance(constant, np.ndarray):
+        vector = constant.dtype.kind in "iu" and constant.ndim <= 1
+        return tuple(int(size) for size in constant.reshape(-1)) if vector else None
+    node = graph.nodes[graph.producer[name]] if name in graph.producer else None
+    if node is None or node.domain not in STANDARD or not node.input:
+        return None
+    if node.op_type == "Shape":
+        shape = graph.shapes.get(node.input[0])
+        return None if shape is None else shape[attribute(node, "start", 0) : attribute(node, "end", None)]
+    if node.op_type == "Concat":
+        parts = [sizes_in(graph, item) for item in node.input]
+        return None if None in parts else tuple(size for part in parts if part is not None for size in part)
+    whole = sizes_in(graph, node.input[0])
+    if whole is None:
+        return None
+    if node.op_type in _SAME:
+        return whole
+    if node.op_type == "Gather":
+        places = graph.constant(node.input[1])
+        fits = isinstance(places, np.ndarray) and all(abs(int(i) + 0.5) <= len(whole) for i in places.flat)
+        return tuple(whole[int(i)] for i in places.flat) if fits and isinstance(places, np.ndarray) else None
+    return _slice(graph, node, whole) if node.op_type == "Slice" else None
+
+
+def _slice(graph: Graph, node: onnx.NodeProto, whole: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
+    given = [sizes_in(graph, name) if name else None for name in node.input[1:3]]
+    step = sizes_in(graph, node.input[4]) if len(node.input) > 4 else (1,)
+    bounds = [part[0] for part in given if part is not None and len(part) == 1]
+    if len(bounds) != 2 or step != (1,) or not all(isinstance(bound, int) for bound in bounds):
+        return None
+    first, last = (int(bound) for bound in bounds if isinstance(bound, int))
+    return whole[first:last]
+
+
+def reshaped(graph: Graph, node: onnx.NodeProto) -> Shape | None:
+    """Shape of a Reshape's output: the graph's own where it is complete, else worked out from its target."""
+    known = graph.shapes.get(node.output[0])
+    if known is not None and None not in known:
+        return known
+    source, target = graph.shapes.get(node.input[0]), sizes_in(graph, node.input[1])
+    if source is None or target is None:
+        return known
+    if not attribute(node, "allowzero", 0):
+        target = tuple(
+            source[axis] if size == 0 and axis < len(source) else size for axis, size in enumerate(target)
+        )
+    rest = _rest(source, [size for size in target if size != -1]) if -1 in target else None
+    return tuple(rest if size == -1 else size for size in target)
+
+
+def _rest(source: Shape, taken: Sequence[Dim]) -> Dim:
+    """What is left of a product of sizes when others are divided out; None where that is unknown."""
+    if None in source or None in taken:
+        return None
+    symbols = [size for size in source if isinstance(size, str)]
+    for size in taken:
+        if isinstance(size, str):
+            if size not in symbols:
+                return None
+            symbols.remove(size)
+    numbers = math.prod(size for size in source if isinstance(size, int))
+    divisor = math.prod(size for size in taken if isinstance(size, int))
+    if divisor == 0 or numbers % divisor:
+        return None
+    ratio = numbers // divisor
+    if not symbols:
+        return ratio
+    return symbols[0] if ratio == 1 and len(symbols) == 1 else None

@@ -27,7 +27,7 @@ from sparsify.errors import RuntimeLibraryError
 from sparsify.runtime import library
 from sparsify.runtime.layer_weights import natural_layout
 from sparsify.runtime.layouts import Packed, tensor_structures
-from sparsify.runtime.session import DOMAIN
+from sparsify.runtime.zero_filled import sparse_nodes
 
 Shape = tuple[int, ...]
 
@@ -118,9 +118,7 @@ def _rows(cell: Cell, plain: Path, layout: str | None, dtype: str) -> list[dict[
 def packed_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, Packed]]:
     """The packed weights of a lowered model's nodes, by name."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.domain != DOMAIN:
-            continue
+    for node in sparse_nodes(model):
         attributes: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "SparseLinear":
             shape: Shape = (attributes["out_features"], attributes["in_features"])

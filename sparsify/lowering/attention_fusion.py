@@ -16,11 +16,8 @@ from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.graph import STANDARD, Graph
 from sparsify.lowering.match_attention import Attention, match_attentions
 from sparsify.lowering.report import AttentionReport
-from sparsify.runtime.attention import has_attention
+from sparsify.runtime.attention import ATTENTION, has_attention
 from sparsify.runtime.session import DOMAIN
-
-OPERATOR = "Attention"
-"""Name of the operator in `ai.sparsify`."""
 
 _BETWEEN = ("Split", "Slice", "Identity")
 _FAR = 4
@@ -111,7 +108,7 @@ def attention_node(match: Attention) -> onnx.NodeProto:
     """The node that stands for a matched attention."""
     inputs = [match.q, match.k, match.v, *([] if match.bias is None else [match.bias])]
     return helper.make_node(
-        OPERATOR,
+        ATTENTION,
         inputs,
         [match.output],
         name=match.node,

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 
 from sparsify.errors import UserError
-from sparsify.lowering.attention_fusion import OPERATOR as ATTENTION
 from sparsify.lowering.candidate import Candidate, LeftAlone
 from sparsify.lowering.folding import fold_affine
 from sparsify.lowering.graph import STANDARD, Graph, Refused, attribute, walk_subgraphs
 from sparsify.lowering.match_conv import match_conv
 from sparsify.lowering.match_linear import match_gemm, match_matmul
+from sparsify.runtime.attention import ATTENTION
 from sparsify.runtime.session import DOMAIN
 
 Matcher = Callable[[Graph, int, str], Candidate | LeftAlone | None]

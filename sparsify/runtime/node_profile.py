@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from sparsify.runtime import layouts
 from sparsify.runtime.roofline import Roofline
-from sparsify.runtime.session import DOMAIN
+from sparsify.runtime.zero_filled import sparse_nodes
 
 _LINEAR = ("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "SparseLinear")
 _CONV = ("Conv", "FusedConv", "SparseConv")
@@ -67,7 +67,7 @@ def sparse_weights(model: onnx.ModelProto) -> dict[str, SparseWeight]:
         model: The model with its external data loaded.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    return {node.name: _sparse_weight(node, constants) for node in model.graph.node if node.domain == DOMAIN}
+    return {node.name: _sparse_weight(node, constants) for node in sparse_nodes(model)}
 
 
 def _sparse_weight(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> SparseWeight:

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from sparsify.errors import UnsupportedModelError
 from sparsify.runtime import layouts
+from sparsify.runtime.attention import ATTENTION, standard_attention
 from sparsify.runtime.session import DOMAIN
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -45,6 +46,10 @@ def zero_filled(model: onnx.ModelProto) -> onnx.ModelProto:
             expanded, weights = _expand(node, constants)
             nodes.extend(expanded)
             added.extend(weights)
+        elif node.domain == DOMAIN and node.op_type == ATTENTION:
+            expanded, constants_of = standard_attention(node)
+            nodes.extend(expanded)
+            added.extend(constants_of)
         else:
             nodes.append(node)
     standard = [entry for entry in model.opset_import if entry.domain != DOMAIN]

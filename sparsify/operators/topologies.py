@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsify.operators.gradients import KeptGradient
 from sparsify.operators.threads import thread_count
-from sparsify.runtime.training import LinearTopology
+from sparsify.runtime.training import ConvTopology, LinearTopology, Pair
 
 Key = tuple[int, int]
 
@@ -28,6 +28,7 @@ class Cached:
     Attributes:
         version: Of the mask that the plan is for.
         plan: The native plan, or the packed tensors on a GPU.
+        geometry: Of a convolution: strides, padding, dilations.
         key: Address and version of the weight that `values` come from.
         values: In the plan's order.
         gradient: Memory of the weight's gradient.
@@ -35,6 +36,7 @@ class Cached:
 
     version: int
     plan: Any
+    geometry: tuple[Pair, ...] = ()
     key: Key | None = None
     values: Any = None
     gradient: KeptGradient = field(default_factory=KeptGradient)
@@ -48,25 +50,46 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _cached(mask: Tensor, make: Any) -> Cached:
+def _cached(mask: Tensor, make: Any, geometry: tuple[Pair, ...] = ()) -> Cached:
     found = _CACHE.get(mask)
-    if found is None or found.version != _version(mask):
-        found = Cached(_version(mask), make())
+    if found is None or found.version != _version(mask) or found.geometry != geometry:
+        found = Cached(_version(mask), make(), geometry)
         _CACHE[mask] = found
     return found
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return mask.reshape(-1).nonzero().reshape(-1)
 
 
 def native(mask: Tensor) -> Cached:
     """The native plan of a mask [out, in] on the CPU."""
 
     def make() -> LinearTopology:
-        positions = mask.reshape(-1).nonzero().reshape(-1)
+        positions = _positions(mask)
         out_features, in_features = mask.shape
         return LinearTopology(
             out_features, in_features, positions.data_ptr(), len(positions), threads=thread_count()
         )
 
     return _cached(mask, make)
+
+
+def native_conv(mask: Tensor, geometry: tuple[Pair, Pair, Pair]) -> Cached:
+    """The native plan of a mask [out, in, height, width] on the CPU, with strides, padding and dilations."""
+
+    def make() -> ConvTopology:
+        positions = _positions(mask)
+        out, channels, height, width = mask.shape
+        return ConvTopology(
+            (out, channels, height, width),
+            *geometry,
+            positions.data_ptr(),
+            len(positions),
+            threads=thread_count(),
+        )
+
+    return _cached(mask, make, geometry)
 
 
 def on_gpu(mask: Tensor, weight: Tensor) -> Cached:

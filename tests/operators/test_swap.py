@@ -112,14 +112,19 @@ def test_layers_that_do_not_win_stay_dense_with_a_reason():
     set_mask(wide, "weight", torch.rand(3072, 768) < 0.05)
     narrow = nn.Linear(16, 8)
     set_mask(narrow, "weight", torch.rand(8, 16) < 0.05)
-    conv = nn.Conv2d(4, 4, 3)
-    set_mask(conv, "weight", torch.rand(4, 4, 3, 3) < 0.05)
-    model = nn.ModuleDict({"wide": wide, "narrow": narrow, "conv": conv})
+    conv, tall = nn.Conv2d(64, 64, 3), nn.Conv1d(64, 64, 3)
+    set_mask(conv, "weight", torch.rand(64, 64, 3, 3) < 0.05)
+    set_mask(tall, "weight", torch.rand(64, 64, 3) < 0.05)
+    model = nn.ModuleDict({"wide": wide, "narrow": narrow, "conv": conv, "tall": tall})
     sparsify.accelerate(model)
     report = {decision.fqn: decision for decision in sparsify.acceleration_report(model)}
-    assert report["wide"].sparse and not report["narrow"].sparse and not report["conv"].sparse
-    assert "times the dense speed" in report["narrow"].reason and "nn.Linear" in report["conv"].reason
-    assert report["conv"].kind == "Conv2d" and type(conv) is nn.Conv2d
+    assert report["wide"].sparse and not report["narrow"].sparse
+    assert report["conv"].sparse and not report["tall"].sparse
+    assert "times the dense speed" in report["narrow"].reason and "nn.Linear" in report["tall"].reason
+    assert report["conv"].kind == "Conv2d" and type(tall) is nn.Conv1d
+    set_mask(conv, "weight", torch.rand(64, 64, 3, 3) < 0.7)
+    sparsify.accelerate(model)
+    assert type(conv) is nn.Conv2d
 
 
 def test_the_estimate_falls_with_density_and_rises_with_size():

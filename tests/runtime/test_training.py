@@ -41,10 +41,10 @@ def test_all_instruction_sets_agree_on_threads_of_their_own(kernel, threads):
     values = np.empty(len(positions), np.float32)
     y, dx, dweight = np.empty_like(dy), np.empty_like(x), np.full_like(weight, np.nan)
     layer.gather(weight.ctypes.data, values.ctypes.data, threads)
-    layer.forward(x.ctypes.data, batch, values.ctypes.data, None, y.ctypes.data, threads)
+    layer.forward(x.ctypes.data, (batch,), values.ctypes.data, None, y.ctypes.data, threads)
     layer.backward(
         x.ctypes.data,
-        batch,
+        (batch,),
         dy.ctypes.data,
         values.ctypes.data,
         dx=dx.ctypes.data,

@@ -9,14 +9,20 @@
 #include <vector>
 
 #include "../kernels/train/layer.h"
+#include "convert.h"
 #include "error.h"
 
 using sparsify::ParallelFor;
+using sparsify::capi::Convert;
 using sparsify::capi::Fail;
 using sparsify::capi::Guard;
 
 struct sparsify_train_linear {
   std::unique_ptr<sparsify::train::LinearLayer> layer;
+};
+
+struct sparsify_train_conv {
+  std::unique_ptr<sparsify::train::ConvLayer> layer;
 };
 
 namespace {
@@ -57,6 +63,22 @@ void RunTeam(void*, size_t count, void (*task)(void*, size_t), void* argument) {
 
 ParallelFor Threads(int32_t threads) { return {&RunTeam, nullptr, threads}; }
 
+// Why a call is impossible, or null.
+const char* Mistake(int32_t threads, int64_t batch, const float* dweight, const float* dbias) {
+  if (threads < 1 || batch < 0) return "a layer needs at least one thread, and no negative batch";
+  if (dbias != nullptr && dweight == nullptr) return "a bias gradient comes beside a weight gradient";
+  return nullptr;
+}
+
+const char* Instructions(const char* kernel) {
+  return kernel != nullptr ? kernel : std::getenv("SPARSIFY_KERNEL");
+}
+
+bool Fits(const sparsify_train_conv* conv, int64_t height, int64_t width) {
+  int64_t out_height = 0, out_width = 0;
+  return conv->layer->OutputSize(height, width, &out_height, &out_width);
+}
+
 }  // namespace
 
 extern "C" {
@@ -70,8 +92,7 @@ int32_t sparsify_train_linear_create(const char* kernel, int64_t out, int64_t in
     auto result = std::make_unique<sparsify_train_linear>();
     std::string error;
     result->layer =
-        sparsify::train::MakeLinearLayer(kernel != nullptr ? kernel : std::getenv("SPARSIFY_KERNEL"), out, in,
-                                         positions, count, threads, &error);
+        sparsify::train::MakeLinearLayer(Instructions(kernel), out, in, positions, count, threads, &error);
     if (result->layer == nullptr) return Fail(error);
     *linear = result.release();
     return 0;
@@ -92,7 +113,7 @@ int32_t sparsify_train_linear_gather(const sparsify_train_linear* linear, const 
 int32_t sparsify_train_linear_forward(const sparsify_train_linear* linear, const float* x, int64_t batch,
                                       const float* values, const float* bias, float* y, int32_t threads) {
   return Guard([&] {
-    if (threads < 1 || batch < 0) return Fail("a layer needs at least one thread, and no negative batch");
+    if (const char* mistake = Mistake(threads, batch, nullptr, nullptr)) return Fail(mistake);
     linear->layer->Forward(x, batch, values, bias, y, Threads(threads));
     return 0;
   });
@@ -102,9 +123,59 @@ int32_t sparsify_train_linear_backward(const sparsify_train_linear* linear, cons
                                        const float* dy, const float* values, float* dx, float* dweight,
                                        float* dbias, int32_t threads, int32_t zeroed) {
   return Guard([&] {
-    if (threads < 1 || batch < 0) return Fail("a layer needs at least one thread, and no negative batch");
-    if (dbias != nullptr && dweight == nullptr) return Fail("a bias gradient comes beside a weight gradient");
+    if (const char* mistake = Mistake(threads, batch, dweight, dbias)) return Fail(mistake);
     linear->layer->Backward(x, batch, dy, values, {dx, dweight, dbias, zeroed != 0}, Threads(threads));
+    return 0;
+  });
+}
+
+int32_t sparsify_train_conv_create(const char* kernel, const sparsify_conv_attributes* attributes,
+                                   const int64_t* positions, int64_t count, int32_t threads,
+                                   sparsify_train_conv** conv) {
+  return Guard([&] {
+    if (threads < 1) return Fail("a layer needs at least one thread");
+    if (attributes == nullptr) return Fail("a convolution needs attributes");
+    auto result = std::make_unique<sparsify_train_conv>();
+    std::string error;
+    result->layer = sparsify::train::MakeConvLayer(Instructions(kernel), Convert(*attributes), positions,
+                                                   count, threads, &error);
+    if (result->layer == nullptr) return Fail(error);
+    *conv = result.release();
+    return 0;
+  });
+}
+
+void sparsify_train_conv_free(sparsify_train_conv* conv) { delete conv; }
+
+int32_t sparsify_train_conv_gather(const sparsify_train_conv* conv, const float* weight, float* values,
+                                   int32_t threads) {
+  return Guard([&] {
+    if (threads < 1) return Fail("a layer needs at least one thread");
+    conv->layer->Gather(weight, values, Threads(threads));
+    return 0;
+  });
+}
+
+int32_t sparsify_train_conv_forward(const sparsify_train_conv* conv, const float* x, int64_t images,
+                                    int64_t height, int64_t width, const float* values, const float* bias,
+                                    float* y, int32_t threads) {
+  return Guard([&] {
+    if (const char* mistake = Mistake(threads, images, nullptr, nullptr)) return Fail(mistake);
+    if (!Fits(conv, height, width)) return Fail("the images are smaller than the kernel, or too large");
+    conv->layer->Forward(x, {images, height, width}, values, bias, y, Threads(threads));
+    return 0;
+  });
+}
+
+int32_t sparsify_train_conv_backward(const sparsify_train_conv* conv, const float* x, int64_t images,
+                                     int64_t height, int64_t width, const float* dy, const float* values,
+                                     float* dx, float* dweight, float* dbias, int32_t threads,
+                                     int32_t zeroed) {
+  return Guard([&] {
+    if (const char* mistake = Mistake(threads, images, dweight, dbias)) return Fail(mistake);
+    if (!Fits(conv, height, width)) return Fail("the images are smaller than the kernel, or too large");
+    conv->layer->Backward(x, {images, height, width}, dy, values, {dx, dweight, dbias, zeroed != 0},
+                          Threads(threads));
     return 0;
   });
 }

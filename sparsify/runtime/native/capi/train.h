@@ -9,6 +9,7 @@ extern "C" {
 #endif
 
 typedef struct sparsify_train_linear sparsify_train_linear; /* a topology, and how its products run */
+typedef struct sparsify_train_conv sparsify_train_conv;
 
 /* Runs the tasks of every later call on the OpenMP pool that this function of it starts: GOMP_parallel, which
    GCC's, LLVM's and Intel's libraries have. Null goes back to threads of this library's own. The pool of the
@@ -37,6 +38,25 @@ SPARSIFY_API int32_t sparsify_train_linear_backward(const sparsify_train_linear*
                                                     int64_t batch, const float* dy, const float* values,
                                                     float* dx, float* dweight, float* dbias, int32_t threads,
                                                     int32_t zeroed);
+
+/* The same for convolutions of images [images, in_channels, height, width]. positions: of a weight
+   [out_channels, in_channels * kernel height * kernel width]. */
+SPARSIFY_API int32_t sparsify_train_conv_create(const char* kernel,
+                                                const sparsify_conv_attributes* attributes,
+                                                const int64_t* positions, int64_t count, int32_t threads,
+                                                sparsify_train_conv** conv);
+SPARSIFY_API void sparsify_train_conv_free(sparsify_train_conv* conv);
+SPARSIFY_API int32_t sparsify_train_conv_gather(const sparsify_train_conv* conv, const float* weight,
+                                                float* values, int32_t threads);
+SPARSIFY_API int32_t sparsify_train_conv_forward(const sparsify_train_conv* conv, const float* x,
+                                                 int64_t images, int64_t height, int64_t width,
+                                                 const float* values, const float* bias, float* y,
+                                                 int32_t threads);
+SPARSIFY_API int32_t sparsify_train_conv_backward(const sparsify_train_conv* conv, const float* x,
+                                                  int64_t images, int64_t height, int64_t width,
+                                                  const float* dy, const float* values, float* dx,
+                                                  float* dweight, float* dbias, int32_t threads,
+                                                  int32_t zeroed);
 
 #ifdef __cplusplus
 }

@@ -40,12 +40,32 @@ class LinearLayer : public Layer {
                         const Gradients& gradients, const ParallelFor& parallel) const = 0;
 };
 
+struct ImageBatch {
+  int64_t count, height, width;
+};
+
+class ConvLayer : public Layer {
+ public:
+  // x [count, in_channels, height, width], y and dy [count, out_channels, ...]. bias may be null. False where
+  // the images are too small or too large.
+  virtual bool OutputSize(int64_t height, int64_t width, int64_t* out_height, int64_t* out_width) const = 0;
+  virtual void Forward(const float* x, const ImageBatch& images, const float* values, const float* bias,
+                       float* y, const ParallelFor& parallel) const = 0;
+  virtual void Backward(const float* x, const ImageBatch& images, const float* dy, const float* values,
+                        const Gradients& gradients, const ParallelFor& parallel) const = 0;
+};
+
 // positions: active ones, row * columns + column, ascending. kernel: a name of the kernel table, or null for
 // the best. threads: as many as will mostly run it. Null and a sentence in *error where the arguments make no
 // sense.
 std::unique_ptr<LinearLayer> MakeLinearLayer(const char* kernel, int64_t rows, int64_t columns,
                                              const int64_t* positions, int64_t count, int threads,
                                              std::string* error);
+
+// The same for a weight [out_channels, in_channels * kernel height * kernel width].
+std::unique_ptr<ConvLayer> MakeConvLayer(const char* kernel, const ConvAttributes& attributes,
+                                         const int64_t* positions, int64_t count, int threads,
+                                         std::string* error);
 
 }  // namespace train
 }  // namespace sparsify

@@ -36,8 +36,8 @@ class Scratch {
   int64_t size_ = 0;
 };
 
-// Of a task, and of the caller whose tasks read it.
-enum class Memory { kTask, kCall };
+// Of a task, and of the caller whose tasks read it: values, and images in another form.
+enum class Memory { kTask, kCall, kInputs, kOutputs };
 template <Memory M>
 Scratch& ThreadScratch() {
   thread_local Scratch scratch;
@@ -144,6 +144,61 @@ void RunSampled(const Sampler& sampler, const Plan& plan, int64_t columns, const
     for (int part = range.first; part < range.last; ++part) {
       finish(part, gradients + plan.first_slot(part) - first_slot, sums + plan.first_row(part) - first_row);
     }
+  });
+}
+
+// The same where columns are many and rows few: tasks take columns, and sum up all slots for themselves.
+// There are always as many tasks, so that the result does not depend on the number of threads.
+template <class Inputs, class Outputs, class Finish>
+void RunSampledByColumns(const Sampler& sampler, const Plan& plan, int64_t columns,
+                         const ParallelFor& parallel, Inputs inputs, Outputs outputs, Finish finish) {
+  constexpr int64_t kMostTasks = 8;
+  const int64_t strip = plan.strip(), strips = (columns + strip - 1) / strip;
+  const int64_t spacing = csr::kSpacing[Groups(strip)];
+  const int64_t tasks = std::max<int64_t>(1, std::min(kMostTasks, strips));
+  const std::vector<Range> ranges = PartRanges(plan, 0, 1);
+  const int64_t rows = RoundUpRow(plan.rows());
+  const int64_t found = rows + RoundUpRow(plan.first_slot(plan.parts()));  // sums, gradients
+  float* all = ThreadScratch<Memory::kCall>().Get(tasks * found);
+  csr::RunTasks(parallel, parallel.threads, tasks, [&](int64_t, int64_t task) {
+    const int64_t first_strip = strips * task / tasks, last_strip = strips * (task + 1) / tasks;
+    float* sums = all + task * found;
+    float* gradients = sums + rows;
+    std::memset(sums, 0, static_cast<size_t>(first_strip == last_strip ? found : rows) * sizeof(float));
+    float* tile = ThreadScratch<Memory::kTask>().Get((plan.depth() + plan.rows()) * spacing);
+    float* panel = tile + plan.depth() * spacing;
+    for (int64_t s = first_strip; s < last_strip; ++s) {
+      const int64_t width = std::min(strip, columns - s * strip);
+      const int groups = Groups(width);
+      auto x = inputs(s * strip, width);
+      auto dy = outputs(s * strip, width);
+      for (const Range& range : ranges) {
+        const int64_t first_row = plan.first_row(range.first);
+        const int64_t count = plan.last_row(range.last - 1) - first_row;
+        dy.Pack(first_row, count, panel, groups);
+        sampler.add_rows(panel, count, groups, sums + first_row);
+        for (int64_t t = 0; t < plan.tiles(); ++t) {
+          const int64_t first_input = t * plan.depth();
+          x.Pack(first_input, std::min(plan.depth(), plan.columns() - first_input), tile, groups);
+          for (int part = range.first; part < range.last; ++part) {
+            const float* lines = panel + (plan.first_row(part) - first_row) * csr::kSpacing[groups];
+            sampler.sample(plan.Segment(t, part, nullptr), tile, lines, groups, s > first_strip,
+                           gradients + plan.Slot(t, part));
+          }
+        }
+      }
+    }
+  });
+  csr::RunTasks(parallel, parallel.threads, plan.parts(), [&](int64_t, int64_t task) {
+    const int part = static_cast<int>(task);
+    const auto add = [&](int64_t first, int64_t last) {
+      for (int64_t k = 1; k < tasks; ++k) {
+        for (int64_t i = first; i < last; ++i) all[i] += all[k * found + i];
+      }
+    };
+    add(plan.first_row(part), plan.last_row(part));
+    add(rows + plan.first_slot(part), rows + plan.first_slot(part + 1));
+    finish(part, all + rows + plan.first_slot(part), all + plan.first_row(part));
   });
 }
 

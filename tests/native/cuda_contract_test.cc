@@ -54,6 +54,12 @@ void TestGrids() {
   ExpectLaunch("split_16_1", 1, 1, 256);
   RunLinear(&wide, 130, 40);
   ExpectLaunch("split_16_4", 5, 1, 256);
+  const PackedWeight high = SomeWeight("blocks-8", 300, 40);
+  NodeKernel tall(Node::Linear(high, Place::kDevice));
+  RunLinear(&tall, 16, 40);
+  ExpectLaunch("split_8_1", 1, 3, 256);
+  RunLinear(&tall, 64, 40);
+  ExpectLaunch("split_8_2", 2, 2, 256);
   const PackedWeight dense = SomeWeight("csr", 3, 2000);
   NodeKernel shared(Node::Linear(dense, Place::kDevice));
   RunLinear(&shared, 1, 2000);

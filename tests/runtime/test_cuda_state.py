@@ -12,7 +12,7 @@ import pytest
 from benchmarks import cuda_resources
 from sparsify.errors import RuntimeLibraryError, UserError
 from sparsify.runtime import Session, bench, checks, cuda, doctor
-from sparsify.runtime.bench_provider import bound_call
+from sparsify.runtime.bench_provider import bound_call, precisions
 from sparsify.runtime.session_options import check_running
 from tests.runtime.graphs import sparse_mlp
 
@@ -92,7 +92,17 @@ def test_a_bound_call_computes_what_a_plain_one_does(tmp_path: Path):
 
 
 def test_bench_says_what_it_ran_on(tmp_path: Path):
-    assert bench(sparse_mlp(tmp_path / "mlp.onnx"), duration=0.02, warmup=0)["provider"] == "cpu"
+    report = bench(sparse_mlp(tmp_path / "mlp.onnx"), duration=0.02, warmup=0)
+    assert report["provider"] == "cpu"
+    assert report["precision"] == {"dense": "float32", "sparse": "float32"}
+
+
+def test_the_precisions_of_a_gpu_are_stated(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SPARSIFY_CUDA_PRECISION", raising=False)
+    assert precisions("cuda") == {"dense": "tf32", "sparse": "float32"}
+    monkeypatch.setenv("SPARSIFY_CUDA_PRECISION", "half")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert precisions("cuda") == {"dense": "float32", "sparse": "half"}
 
 
 LOG = """ptxas info    : 0 bytes gmem
@@ -124,7 +134,7 @@ def test_the_table_covers_every_kernel_and_architecture_without_spills():
         f"{kind}_{block}_{variant}"
         for kind in ("split", "tf32", "half")
         for block in (8, 16)
-        for variant in (1, 4)
+        for variant in (1, 2, 4)
     }
     assert {(row["kernel"], row["architecture"]) for row in rows} == {
         (name, architecture) for name in names for architecture in cuda_resources.ARCHITECTURES

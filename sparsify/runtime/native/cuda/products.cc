@@ -14,7 +14,7 @@ constexpr int64_t kLinesToFill = 16;
 constexpr int64_t kEntriesToShare = 2 * kGatherWarps * kLanes;
 
 constexpr const char* kTensorKinds[] = {"split", "tf32", "half"};  // by precision
-constexpr int kSixteens[] = {1, 4};                                // of rows of W, a warp
+constexpr int kSixteens[] = {1, 2, 4};                             // of rows of W, a warp
 
 int64_t Groups(int64_t size, int64_t group) { return (size + group - 1) / group; }
 
@@ -82,7 +82,7 @@ Linear::Linear(const Device& device, const LinearAttributes& attributes, const c
   tile_[1] = device.Find(Name("tile", block_rows_, 2));
   if (block_rows_ < 8) return;
   for (int precision = 0; precision < 3; ++precision) {
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 3; ++i) {
       tensor_[precision][i] = device.Find(Name(kTensorKinds[precision], block_rows_, kSixteens[i]));
     }
   }
@@ -131,10 +131,11 @@ void Linear::RunTensor(const LinearArguments& arguments, Precision precision, vo
   const auto groups = [&](int i) {
     return Groups(weight_.lines, kTensorWarps * TensorLines(block_rows_, kSixteens[i]));
   };
-  // More lines a block read X less often, where enough blocks remain to fill the device.
-  const int many = columns * groups(1) >= device_.multiprocessors() ? 1 : 0;
-  Launch(device_, tensor_[static_cast<int>(precision)][many], columns,
-         std::min<int64_t>(groups(many), kMostGridRows), kTensorWarps, arguments, stream);
+  // More lines a block read X less often, where enough blocks remain to fill most of the device.
+  int most = 2;
+  while (most > 0 && 3 * columns * groups(most) < 2 * device_.multiprocessors()) --most;
+  Launch(device_, tensor_[static_cast<int>(precision)][most], columns,
+         std::min<int64_t>(groups(most), kMostGridRows), kTensorWarps, arguments, stream);
 }
 
 Conv::Conv(const Device& device, const ConvAttributes& attributes, const csr::Matrix& matrix,

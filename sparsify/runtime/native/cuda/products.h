@@ -43,7 +43,7 @@ class Linear {
   int block_rows_;
   int64_t entries_;               // blocks of a line in the mean
   Function gather_[2], tile_[2];  // for 1 and 4 rows, for 32 and 64
-  Function tensor_[3][2] = {};    // by precision, for 16 and 64 rows of W a warp
+  Function tensor_[3][3] = {};    // by precision, for 16, 32 and 64 rows of W a warp
 };
 
 class Conv {

@@ -220,7 +220,10 @@ def bench(out: Output, data: Mapping[str, Any]) -> None:
         rows.append((row["model"], row["batch"], row["threads"], *cells))
     out.table("latency", columns, rows)
     if data["provider"] == "cuda":
-        out.line("on the GPU, inputs and outputs in its memory; dense products in TF32")
+        dense, sparse = (data["precision"][kind] for kind in ("dense", "sparse"))
+        out.line(
+            f"on the GPU, inputs and outputs in its memory; dense products in {dense}, sparse in {sparse}"
+        )
     if data["speedup"] is None:
         out.line(f"no speedup: {data['baseline']['reason']}")
     else:
@@ -270,9 +273,10 @@ def bench_layer(out: Output, data: Mapping[str, Any]) -> None:
 
 def demo(out: Output, data: Mapping[str, Any]) -> None:
     """Shows the demonstration's summary and how to repeat it."""
-    from sparsify.demo.report import COLUMNS, summary_rows
+    from sparsify.demo.report import COLUMNS, advice, summary_rows
 
     out.table("the same FLOPs, spent sparsely", ("", *COLUMNS.values()), summary_rows(data))
+    out.line(advice(data))
     folder = Path(data["files"]["report"]).parent
     out.line(f"report: {data['files']['report']}")
     out.line(f"to repeat it on a model of your own, in {folder}:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 import onnxruntime
@@ -16,6 +17,9 @@ PROVIDERS = {
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
 }
 """ONNX Runtime's providers, in order of preference, by the name that a caller gives."""
+
+PRECISION_VARIABLE = "SPARSIFY_CUDA_PRECISION"
+"""Environment variable that says what sparse products may be rounded to on tensor cores."""
 
 
 def check_bench_provider(provider: str, profile: bool) -> tuple[str, ...]:
@@ -34,6 +38,21 @@ def check_bench_provider(provider: str, profile: bool) -> tuple[str, ...]:
     if profile and provider != "cpu":
         raise UserError("the profile compares nodes with the CPU's ceilings: leave --profile out on the GPU")
     return PROVIDERS[provider]
+
+
+def precisions(provider: str) -> dict[str, str]:
+    """What products are rounded to before they are taken: of dense nodes, and of sparse ones.
+
+    On the GPU, dense nodes use TF32, ONNX Runtime's default, and sparse ones what `PRECISION_VARIABLE` allows
+    (their blocks of 8 and 16 outputs on tensor cores; all else is float32).
+
+    Args:
+        provider: A key of `PROVIDERS`.
+    """
+    if provider == "cpu":
+        return {"dense": "float32", "sparse": "float32"}
+    dense = "float32" if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0" else "tf32"
+    return {"dense": dense, "sparse": os.environ.get(PRECISION_VARIABLE, "float32")}
 
 
 def call_of(session: Session, feeds: Mapping[str, Array], provider: str) -> Callable[[], object]:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from sparsify.errors import UserError
-from sparsify.runtime.bench_provider import call_of, check_bench_provider
+from sparsify.runtime.bench_provider import call_of, check_bench_provider, precisions
 from sparsify.runtime.environment import environment
 from sparsify.runtime.feeds import Array, make_feeds
 from sparsify.runtime.node_profile import annotate, sparse_weights
@@ -75,13 +75,13 @@ def bench(
             there, which is ONNX Runtime's default.
 
     Returns:
-        `environment`, `provider`, `baseline{kind, file}` (kind `original`, `zero-filled` or `none`),
-        `results[{model, batch, threads, latency_ms, throughput, speedup}]` where `model` is "model" or
-        "baseline", throughput is examples a second and speedup the baseline's median over this one's (None
-        without a baseline), `speedup` (the smallest of the model's, else None), `max_abs_error` (None where
-        outputs differ by design: a wide model beside its dense original). With `profile` also `profile` and
-        `baseline_profile`, rows of `node_profile.annotate`, longest first, and `roofline{gflops, gbytes,
-        threads, how}`.
+        `environment`, `provider`, `precision{dense, sparse}`, `baseline{kind, file}` (kind `original`,
+        `zero-filled` or `none`), `results[{model, batch, threads, latency_ms, throughput, speedup}]` where
+        `model` is "model" or "baseline", throughput is examples a second and speedup the baseline's median
+        over this one's (None without a baseline), `speedup` (the smallest of the model's, else None),
+        `max_abs_error` (None where outputs differ by design: a wide model beside its dense original). With
+        `profile` also `profile` and `baseline_profile`, rows of `node_profile.annotate`, longest first, and
+        `roofline{gflops, gbytes, threads, how}`.
 
     Raises:
         UserError: A file is missing or does not fit, a batch size or thread count is not positive, or this
@@ -115,6 +115,7 @@ def bench(
     report: dict[str, Any] = {
         "environment": environment(),
         "provider": provider,
+        "precision": precisions(provider),
         "baseline": reference.to_json(),
         "results": rows,
         "speedup": min(

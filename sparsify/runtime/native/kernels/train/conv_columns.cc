@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../csr/compiler.h"
+
 namespace sparsify {
 namespace train {
 
@@ -45,7 +47,10 @@ Columns::Columns(const Planes& planes, int64_t rows, int64_t columns)
 }
 
 Pixels::Pixels(const csr::Isa& isa, const Columns& columns, const float* x, int64_t first, int64_t count)
-    : isa_(isa), columns_(columns), x_(x) {
+    : isa_(isa),
+      columns_(columns),
+      x_(x),
+      furthest_(*std::max_element(columns.offsets().begin(), columns.offsets().end())) {
   const int64_t taps = static_cast<int64_t>(columns.offsets().size());
   masks_.resize(static_cast<size_t>(count * taps));
   for (int64_t i = 0; i < count; ++i) {
@@ -63,7 +68,21 @@ void Pixels::Pack(int64_t first_input, int64_t depth, float* tile, int groups) c
                                  columns_.offsets().data(),
                                  static_cast<int64_t>(columns_.offsets().size()),
                                  columns_.planes().channel_stride()};
+  Ask(first_input + depth, depth, groups);
   isa_.pack_pixels(x_, panel, first_input, depth, tile, groups);
+}
+
+void Pixels::Ask(int64_t first_input, int64_t depth, int groups) const {
+  const Planes& planes = columns_.planes();
+  const int64_t taps = static_cast<int64_t>(planes.taps.size());
+  const int64_t last = std::min((first_input + depth + taps - 1) / taps, 2 * planes.channels);
+  for (int64_t channel = first_input / taps; channel < last; ++channel) {
+    // After the last channel come the first ones of the panel that follows.
+    const bool next = channel >= planes.channels;
+    const int64_t at = (next ? channel - planes.channels : channel) * planes.channel_stride() + furthest_ +
+                       (next ? groups * kGroup : 0);
+    for (int group = 0; group < groups; ++group) SPARSIFY_PREFETCH(x_ + sources_[group] + at);
+  }
 }
 
 namespace {

@@ -77,9 +77,13 @@ class Pixels {
   void Pack(int64_t first_input, int64_t depth, float* tile, int groups) const;
 
  private:
+  // Asks for the inputs that are packed next: channels lie apart, where no prefetcher looks.
+  void Ask(int64_t first_input, int64_t depth, int groups) const;
+
   const csr::Isa& isa_;
   const Columns& columns_;
   const float* x_;
+  int64_t furthest_;  // of the offsets: what the nearer taps read was there for the pixels before
   int64_t sources_[csr::kMaxGroups];
   uint32_t group_end_[csr::kMaxGroups];
   std::vector<uint16_t> masks_;

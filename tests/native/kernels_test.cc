@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "attention_checks.h"
+#include "feed_forward_checks.h"
 #include "reference.h"
 #include "weights.h"
 
@@ -347,14 +348,15 @@ int main() {
   TestConv();
   TestOneConvolutionServesManySizes();
   const int64_t attentions = TestAttention();
+  const int64_t pairs = TestFeedForward(SupportedKernels());
   std::string kernels, layouts;
   for (const std::string& kernel : SupportedKernels()) kernels += " " + kernel;
   for (const char* layout : kLayouts) layouts += std::string(" ") + layout;
   std::printf(
-      "kernels%s; layouts%s: %lld linear, %lld convolution and %lld attention runs, %lld outputs as "
-      "expected\n",
+      "kernels%s; layouts%s: %lld linear, %lld convolution, %lld attention and %lld feed-forward "
+      "runs, %lld outputs as expected\n",
       kernels.c_str(), layouts.c_str(), static_cast<long long>(counts.linear),
-      static_cast<long long>(counts.conv), static_cast<long long>(attentions),
+      static_cast<long long>(counts.conv), static_cast<long long>(attentions), static_cast<long long>(pairs),
       static_cast<long long>(counts.outputs));
   return 0;
 }

@@ -34,19 +34,6 @@ namespace {
 
 constexpr int32_t kAbiVersion = 3;
 
-bool Convert(const sparsify_run_options* options, Epilogue* epilogue, ParallelFor* parallel) {
-  if (options->activation < 0 || options->activation >= sparsify::kActivations || options->threads < 1)
-    return false;
-  epilogue->bias = options->bias;
-  epilogue->residual = options->residual;
-  epilogue->activation = static_cast<sparsify::Activation>(options->activation);
-  epilogue->low = options->low;
-  epilogue->high = options->high;
-  parallel->run = &RunThreads;
-  parallel->threads = options->threads;
-  return true;
-}
-
 }  // namespace
 
 extern "C" {

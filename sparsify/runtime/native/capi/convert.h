@@ -41,6 +41,18 @@ inline void RunThreads(void*, size_t count, void (*task)(void*, size_t), void* a
   for (std::thread& thread : threads) thread.join();
 }
 
+inline bool Convert(const sparsify_run_options* options, Epilogue* epilogue, ParallelFor* parallel) {
+  if (options->activation < 0 || options->activation >= kActivations || options->threads < 1) return false;
+  epilogue->bias = options->bias;
+  epilogue->residual = options->residual;
+  epilogue->activation = static_cast<Activation>(options->activation);
+  epilogue->low = options->low;
+  epilogue->high = options->high;
+  parallel->run = &RunThreads;
+  parallel->threads = options->threads;
+  return true;
+}
+
 }  // namespace capi
 }  // namespace sparsify
 

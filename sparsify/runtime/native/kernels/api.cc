@@ -36,18 +36,37 @@ bool CheckConv(const ConvAttributes& a, std::string* error) {
   return false;
 }
 
+namespace {
+
+bool ParseLayer(const PackedLayer& layer, csr::Matrix* matrix, std::string* error) {
+  const int block_rows = csr::BlockRows(layer.layout, error);
+  return block_rows != 0 && csr::Parse(layer.tensors, layer.count, layer.attributes.out_features,
+                                       layer.attributes.in_features, block_rows, matrix, error);
+}
+
+}  // namespace
+
 std::unique_ptr<LinearKernel> CreateLinear(const char* layout, const char* kernel,
                                            const LinearAttributes& attributes, const PackedTensor* tensors,
                                            size_t count, std::string* error) {
-  const int block_rows = csr::BlockRows(layout, error);
-  if (block_rows == 0) return nullptr;
-  const csr::Isa* isa = Select(kernel, error);
   csr::Matrix matrix;
-  if (isa == nullptr || !csr::Parse(tensors, count, attributes.out_features, attributes.in_features,
-                                    block_rows, &matrix, error)) {
+  if (!ParseLayer({layout, attributes, tensors, count}, &matrix, error)) return nullptr;
+  const csr::Isa* isa = Select(kernel, error);
+  if (isa == nullptr) return nullptr;
+  return csr::MakeLinear(*isa, attributes, matrix);
+}
+
+std::unique_ptr<FeedForwardKernel> CreateFeedForward(const char* kernel, const PackedLayer& first,
+                                                     const PackedLayer& second, std::string* error) {
+  csr::Matrix a, b;
+  if (!ParseLayer(first, &a, error) || !ParseLayer(second, &b, error)) return nullptr;
+  if (a.rows != b.columns) {
+    *error = "the second layer takes " + std::to_string(b.columns) + " inputs, the first one has " +
+             std::to_string(a.rows) + " outputs";
     return nullptr;
   }
-  return csr::MakeLinear(*isa, attributes, matrix);
+  const csr::Isa* isa = Select(kernel, error);
+  return isa == nullptr ? nullptr : csr::MakeFeedForward(*isa, a, b);
 }
 
 std::unique_ptr<ConvKernel> CreateConv(const char* layout, const char* kernel,

@@ -62,6 +62,20 @@ class LinearKernel {
                    const ParallelFor& parallel, void* scratch) const = 0;
 };
 
+// Two linear layers, one behind the other: y = second(first(x)).
+class FeedForwardKernel {
+ public:
+  virtual ~FeedForwardKernel() = default;
+  virtual const LinearAttributes& first() const = 0;
+  virtual const LinearAttributes& second() const = 0;
+  virtual size_t ScratchBytes(int64_t rows, int threads) const = 0;
+  // x [rows, first().in_features] and y [rows, second().out_features] must not overlap. The first layer has
+  // no residual.
+  virtual void Run(const float* x, int64_t rows, const Epilogue& first_epilogue,
+                   const Epilogue& second_epilogue, float* y, const ParallelFor& parallel,
+                   void* scratch) const = 0;
+};
+
 class ConvKernel {
  public:
   virtual ~ConvKernel() = default;
@@ -81,6 +95,15 @@ class ConvKernel {
 std::unique_ptr<LinearKernel> CreateLinear(const char* layout, const char* kernel,
                                            const LinearAttributes& attributes, const PackedTensor* tensors,
                                            size_t count, std::string* error);
+// The packed tensors of one layer.
+struct PackedLayer {
+  const char* layout = nullptr;
+  LinearAttributes attributes;
+  const PackedTensor* tensors = nullptr;
+  size_t count = 0;
+};
+std::unique_ptr<FeedForwardKernel> CreateFeedForward(const char* kernel, const PackedLayer& first,
+                                                     const PackedLayer& second, std::string* error);
 std::unique_ptr<ConvKernel> CreateConv(const char* layout, const char* kernel,
                                        const ConvAttributes& attributes, const PackedTensor* tensors,
                                        size_t count, std::string* error);

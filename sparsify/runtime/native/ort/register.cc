@@ -17,6 +17,7 @@
 #include "conv_chain.h"
 #include "cuda_operators.h"
 #include "custom_op.h"
+#include "feed_forward.h"
 #include "operators.h"
 
 #if defined(_WIN32)
@@ -93,6 +94,7 @@ OrtCustomOpDomain* MakeDomain(const OrtApi& api, int threads, cuda::Precision pr
   Check(api, api.CustomOpDomain_Add(domain, new CustomOp<SparseConv>(api, settings)));
   Check(api, api.CustomOpDomain_Add(domain, new SparseConvChainOp(api, settings)));
   Check(api, api.CustomOpDomain_Add(domain, new AttentionOp(api, settings)));
+  Check(api, api.CustomOpDomain_Add(domain, new SparseFeedForwardOp(api, settings)));
   // Of operators of one name ONNX Runtime takes the schema of the first, so the CPU's come first.
   Check(api, api.CustomOpDomain_Add(domain, new CudaOp<CudaSparseLinear>(api, settings)));
   Check(api, api.CustomOpDomain_Add(domain, new CudaOp<CudaSparseConv>(api, settings)));

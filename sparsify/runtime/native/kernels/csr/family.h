@@ -20,6 +20,8 @@ const Isa* FindIsa(const char* name, std::string* error);
 
 std::unique_ptr<LinearKernel> MakeLinear(const Isa& isa, const LinearAttributes& attributes,
                                          const Matrix& matrix);
+// a's outputs are b's inputs.
+std::unique_ptr<FeedForwardKernel> MakeFeedForward(const Isa& isa, const Matrix& a, const Matrix& b);
 std::unique_ptr<ConvKernel> MakeConv(const Isa& isa, const ConvAttributes& attributes, const Matrix& matrix);
 
 }  // namespace csr

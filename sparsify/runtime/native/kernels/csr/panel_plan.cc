@@ -1,6 +1,7 @@
 #include "panel_plan.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "values.h"
 
@@ -44,13 +45,25 @@ struct Entry {
 }  // namespace
 
 PanelPlan::PanelPlan(const Matrix& matrix, int parts, int64_t spacing, const FlatTile& flat)
+    : PanelPlan(matrix, BalancedBounds(matrix.pointers, matrix.lines(), std::max(parts, 1)), spacing, flat) {}
+
+PanelPlan PanelPlan::OfEqualParts(const Matrix& matrix, int64_t rows, int64_t spacing) {
+  std::vector<int64_t> bounds = {0};
+  for (int64_t line = 0; line < matrix.lines();) {
+    line = std::min(line + rows / matrix.block_rows, matrix.lines());
+    bounds.push_back(line);
+  }
+  return PanelPlan(matrix, std::move(bounds), spacing, {});
+}
+
+PanelPlan::PanelPlan(const Matrix& matrix, std::vector<int64_t> bounds, int64_t spacing, const FlatTile& flat)
     : block_rows_(matrix.block_rows),
       flat_(flat),
       depth_(this->flat() ? FlatDepth(matrix, flat) : TileDepth(matrix, spacing)),
       tile_floats_(this->flat() ? depth_ / static_cast<int64_t>(flat.taps.size()) * flat.floats
                                 : depth_ * spacing),
       tiles_((matrix.columns + depth_ - 1) / depth_),
-      bounds_(BalancedBounds(matrix.pointers, matrix.lines(), std::max(parts, 1))) {
+      bounds_(std::move(bounds)) {
   values_.reserve(static_cast<size_t>(matrix.blocks * block_rows_));
   offsets_.reserve(static_cast<size_t>(matrix.blocks));
   std::vector<int64_t> next(matrix.pointers, matrix.pointers + matrix.lines());

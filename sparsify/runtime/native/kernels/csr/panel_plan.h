@@ -35,6 +35,8 @@ class PanelPlan {
  public:
   // At most `parts` parts of the rows, at least one; tiles fit panels with this spacing.
   PanelPlan(const Matrix& matrix, int parts, int64_t spacing, const FlatTile& flat = {});
+  // Parts of so many rows, a multiple of 16.
+  static PanelPlan OfEqualParts(const Matrix& matrix, int64_t rows, int64_t spacing);
 
   int64_t depth() const { return depth_; }  // inputs of a tile; the last may have fewer
   int64_t tile_floats() const { return tile_floats_; }
@@ -52,6 +54,7 @@ class PanelPlan {
   struct Begin {
     size_t entry, row, row_class, class_count;
   };
+  PanelPlan(const Matrix& matrix, std::vector<int64_t> bounds, int64_t spacing, const FlatTile& flat);
   uint16_t Offset(int64_t input) const;  // counted from the tile's first
   void AddSegment(const Matrix& matrix, int64_t first_input, int64_t last_input, int part,
                   std::vector<int64_t>* next);

@@ -67,10 +67,9 @@ def lower(
         raise typer.BadParameter("a pattern is imposed by --what-if only", param_hint="--pattern")
     out = Output(output_format)
     options: dict[str, Any] = {"tune": tune, "layout": layout, "threads": threads, "cache": not no_cache}
+    options["target"] = target
     if what_if is None:
-        options |= {"weight_dtype": weight_dtype, "external_data": external_data, "target": target}
-    elif target != "cpu":
-        raise typer.BadParameter("what-if times on the CPU", param_hint="--target")
+        options |= {"weight_dtype": weight_dtype, "external_data": external_data}
     elif weight_dtype != "float32":
         raise typer.BadParameter("what-if times float32", param_hint="--weight-dtype")
     elif external_data:

@@ -197,7 +197,8 @@ def _what_if(out: Output, data: Mapping[str, Any]) -> None:
     ]
     title = f"with {data['sparsity']:.0%} of the weights cut, {data['pattern']}"
     if rows:
-        out.table(title, ("inputs", "threads", "dense ms", "sparse ms", "speedup"), rows)
+        kind = "estimated " if data["estimated"] else ""
+        out.table(title, ("inputs", "threads", f"{kind}dense ms", f"{kind}sparse ms", "speedup"), rows)
     else:
         out.line(f"{title}: no layer would be faster sparse")
     out.line(data["note"])

@@ -69,22 +69,25 @@ class Machine:
     Attributes:
         kernel: Instruction set of the kernels, by its name in the kernel table.
         threads: Threads within an operator.
+        target: Where files run: a key of `runtime.bench_provider.PROVIDERS`.
     """
 
     kernel: str = "avx512"
     threads: int = 1
+    target: str = "cpu"
 
     @classmethod
-    def here(cls, threads: int | None = None) -> Machine:
+    def here(cls, threads: int | None = None, target: str = "cpu") -> Machine:
         """This machine.
 
         Args:
             threads: Threads within an operator; one if not given.
+            target: Where files run.
 
         Raises:
             RuntimeLibraryError: The native library is missing.
         """
-        return cls(selected_kernel(), threads or 1)
+        return cls(selected_kernel(), threads or 1, target)
 
     @property
     def costs(self) -> InstructionSet:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnxruntime
+
 from sparsify.errors import UserError
 from sparsify.lowering.candidate import Array, Candidate, LeftAlone
 from sparsify.lowering.cost import Decision, Machine, decide
@@ -19,6 +21,7 @@ from sparsify.lowering.tune import Progress, measure, take_back
 from sparsify.lowering.tuning_cache import TuningCache, cache_folder, environment_of
 from sparsify.lowering.workload import TUNED_SIZES, check_batch, check_symbols, workloads
 from sparsify.runtime import layouts
+from sparsify.runtime.cuda import PROVIDER
 
 Match = Candidate | LeftAlone
 Chosen = dict[int, tuple[Candidate, str]]
@@ -64,9 +67,10 @@ class Request:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise UserError(f"unknown target {self.target!r}; choose one of {', '.join(TARGETS)}")
-        if self.tune and self.target == "cuda":
+        if self.tune and self.target == "cuda" and PROVIDER not in onnxruntime.get_available_providers():
             raise UserError(
-                "tuning measures on this machine's CPU, so it cannot decide for cuda: leave tune out"
+                f"tuning for cuda measures on the GPU, and this ONNX Runtime has no {PROVIDER}: install "
+                "onnxruntime-gpu, or leave tune out and take the estimate"
             )
         if self.layout is not None and self.layout not in LAYOUTS:
             raise UserError(f"unknown layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}")
@@ -98,12 +102,10 @@ def decide_all(
     if not candidates or request.layout is not None:
         forced = request.layout or "dense"
         return {match.index: decide(match, graph, Machine(), forced=forced) for match in candidates}
-    if request.target == "cuda":
-        sizes = _shapes(graph, request)
-        return {match.index: decide_gpu(match, graph, sizes) for match in candidates}
     if request.tune:
         return _measured(graph, source, matches, packer, request)
-    return _estimated(graph, candidates, _shapes(graph, request), Machine.here(request.threads))
+    machine = Machine.here(request.threads, request.target)
+    return _estimated(graph, candidates, _shapes(graph, request), machine)
 
 
 def _estimated(
@@ -113,6 +115,8 @@ def _estimated(
     machine: Machine,
 ) -> dict[int, Decision]:
     """Decisions by estimate; each convolution that stays dense makes its sparse neighbours dearer."""
+    if machine.target == "cuda":
+        return {match.index: decide_gpu(match, graph, shapes) for match in candidates}
     decisions = {match.index: decide(match, graph, machine, shapes=shapes) for match in candidates}
     known: dict[int, tuple[bool, bool]] = {}
     while True:
@@ -154,7 +158,7 @@ def _measured(
     request: Request,
 ) -> dict[int, Decision]:
     """Decisions from measurements of every candidate, then of the whole file."""
-    machine = Machine.here(request.threads)
+    machine = Machine.here(request.threads, request.target)
     feeds = workloads(graph, source, request.inputs, batches=request.batches, symbols=request.sizes)
     shapes = [shapes_on(graph, inputs) for inputs in feeds]
     every = {match.index: Decision("csr", "to measure") for match in matches if isinstance(match, Candidate)}

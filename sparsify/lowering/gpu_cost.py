@@ -92,7 +92,15 @@ def decide_gpu(candidate: Candidate, graph: Graph, shapes: Sequence[Shapes] = ()
 
 
 def gpu_speedup(candidate: Candidate, size: int, *, layout: str, stored: int | None = None) -> float:
-    """Estimated dense time over sparse time on the GPU.
+    """Estimated dense time over sparse time on the GPU; see `gpu_times`."""
+    dense, sparse = gpu_times(candidate, size, layout=layout, stored=stored)
+    return dense / sparse
+
+
+def gpu_times(
+    candidate: Candidate, size: int, *, layout: str, stored: int | None = None
+) -> tuple[float, float]:
+    """Estimated ns of a node on the GPU, dense and sparse, a launch of each included.
 
     Args:
         candidate: A matched node.
@@ -113,7 +121,7 @@ def gpu_speedup(candidate: Candidate, size: int, *, layout: str, stored: int | N
         sparse = _gather(entries, rows, size) + moved
     else:
         sparse = max(read, _tiles(entries, rows, outputs, k, size))
-    return (LAUNCH + dense) / (LAUNCH + sparse)
+    return LAUNCH + dense, LAUNCH + sparse
 
 
 def _weight_bytes(entries: int, rows: int) -> float:

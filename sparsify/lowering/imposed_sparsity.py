@@ -12,9 +12,11 @@ import onnx
 from sparsify.errors import UserError
 from sparsify.lowering.attention_fusion import find_fusions
 from sparsify.lowering.candidate import Array, LeftAlone
-from sparsify.lowering.cost import Decision, Machine
+from sparsify.lowering.cost import Decision, Machine, columns
 from sparsify.lowering.decisions import Chosen, Match, Request, choose, decide_all, silent
+from sparsify.lowering.gpu_cost import gpu_times
 from sparsify.lowering.graph import Graph
+from sparsify.lowering.inputs import shapes_on
 from sparsify.lowering.magnitude import cut
 from sparsify.lowering.matching import match_all
 from sparsify.lowering.model_file import data_files, read_model, staged, stored_bytes
@@ -31,6 +33,12 @@ from sparsify.runtime.zero_filled import zero_filled
 NOTE = "Weights were set to zero by magnitude; accuracy was not looked at, and without training it is lost."
 """Said with every result."""
 
+ESTIMATED = (
+    "Estimated by the bytes and FLOPs of an H100, for the layers that can be lowered alone: nothing was "
+    "timed, and what else the model does is left out."
+)
+"""Said with times that were not measured."""
+
 
 def what_if(
     src: str | Path,
@@ -45,6 +53,7 @@ def what_if(
     batches: Sequence[int] = (),
     sizes: Mapping[str, int] | None = None,
     cache: bool = True,
+    target: str = "cpu",
     progress: Progress = silent,
 ) -> LowerReport:
     """Imposes sparsity on a model's weights, lowers it, and times it beside the dense original.
@@ -65,6 +74,8 @@ def what_if(
         batches: Batch sizes to time; 1 and 8 when not given.
         sizes: Sizes of other free dimensions by symbol; 128 where not given.
         cache: Whether `tune` keeps its times on disk.
+        target: "cpu", or "cuda": without `tune` nothing is timed there, the times are `gpu_cost`'s estimate
+            for an H100, of the layers that can be lowered alone.
         progress: Told how far measuring has come.
 
     Returns:
@@ -82,7 +93,15 @@ def what_if(
         raise UserError(f"sparsity must lie between 0 and 1, not {sparsity}")
     source = Path(src)
     request = Request(
-        tune, layout, inputs, threads, tuple(batches), dict(sizes or {}), cache=cache, progress=progress
+        tune,
+        layout,
+        inputs,
+        threads,
+        tuple(batches),
+        dict(sizes or {}),
+        cache=cache,
+        progress=progress,
+        target=target,
     )
     graph = Graph(read_model(source))
     matches = [_imposed(match, rule, 1.0 - sparsity) for match in match_all(graph)]
@@ -90,11 +109,17 @@ def what_if(
     decisions = decide_all(graph, source, matches, packer, request)
     chosen = choose(graph, matches, decisions)
     feeds = workloads(graph, source, inputs, batches=request.batches, symbols=request.sizes)
-    times = _times(graph, source, chosen, feeds, packer, request)
-    error, size = _written(graph, source, chosen, feeds[0], packer, None if dst is None else Path(dst))
+    estimated = target == "cuda" and not tune
+    if estimated:
+        times = _estimates(graph, matches, chosen, feeds)
+    else:
+        times = _times(graph, source, chosen, feeds, packer, request)
+    written = None if dst is None else Path(dst)
+    error, size = _written(graph, chosen, feeds[0], packer, written, target)
     layers = layer_reports(matches, _cut_reasons(decisions, sparsity))
-    found = WhatIf(sparsity, rule.name, Machine.here(threads).threads, times, source.stat().st_size, NOTE)
-    attention = find_fusions(graph, chosen).reports
+    note = f"{ESTIMATED} {NOTE}" if estimated else NOTE
+    found = WhatIf(sparsity, rule.name, threads or 1, times, source.stat().st_size, note, estimated)
+    attention = find_fusions(graph, chosen, target=target).reports
     return LowerReport(count_nodes(layers), error, size, layers, attention=attention, what_if=found)
 
 
@@ -129,7 +154,7 @@ def _times(
     if not chosen:
         return ()
     request.progress("timing both files", 0, 1)
-    machine = Machine.here(request.threads)
+    machine = Machine.here(request.threads, request.target)
     times = compare_files(graph, source, [chosen], feeds, packer, machine=machine)
     request.progress("timing both files", 1, 1)
     return tuple(
@@ -138,18 +163,39 @@ def _times(
     )
 
 
+def _estimates(
+    graph: Graph, matches: Sequence[Match], chosen: Chosen, feeds: Sequence[Mapping[str, Array]]
+) -> tuple[FileTimes, ...]:
+    """Estimated times on the GPU of all layers that can be lowered, dense and as decided."""
+    found = []
+    for at in feeds if chosen else ():
+        shapes = shapes_on(graph, at)
+        dense, lowered = 0.0, 0.0
+        for match in matches:
+            if isinstance(match, LeftAlone):
+                continue
+            layout = chosen[match.index][1] if match.index in chosen else None
+            size = columns(match, graph, [shapes])[0]
+            times = gpu_times(match, size, layout=layout or "csr")
+            dense += times[0]
+            lowered += times[0 if layout is None else 1]
+        sizes = {name: list(value.shape) for name, value in at.items()}
+        found.append(FileTimes(sizes, dense / 1e6, lowered / 1e6))
+    return tuple(found)
+
+
 def _written(
     graph: Graph,
-    source: Path,
     chosen: Chosen,
     feeds: Mapping[str, Array],
     packer: Packer,
-    target: Path | None,
+    written: Path | None,
+    target: str,
 ) -> tuple[float, int]:
-    """Largest error and bytes of the lowered file, which stays only where a target is given."""
+    """Largest error and bytes of the lowered file, which stays only where it is to be written."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "lowered.onnx" if target is None else target
-        model = rewrite(graph, chosen, packer) if chosen else graph.model
+        path = Path(folder) / "lowered.onnx" if written is None else written
+        model = rewrite(graph, chosen, packer, target=target) if chosen else graph.model
         with staged(model, path) as beside:
             error = _check(beside, feeds, Path(folder)) if chosen else 0.0
         return error, stored_bytes(path, data_files(path))

@@ -10,9 +10,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsify.lowering.candidate import Array, Candidate
+from sparsify.lowering.cost import Machine
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.rewrite import Packer, rewrite
 from sparsify.runtime import Session
+from sparsify.runtime.bench_provider import PROVIDERS, call_of
 from sparsify.runtime.timing import interleave
 
 NODE_SECONDS = 0.15
@@ -43,7 +45,7 @@ def time_node(
     shapes: Mapping[str, tuple[int, ...]],
     packer: Packer,
     *,
-    threads: int,
+    machine: Machine,
 ) -> NodeTimes | None:
     """Times a node dense and in every layout, in alternating blocks.
 
@@ -53,7 +55,7 @@ def time_node(
         layouts: Layouts to time.
         shapes: Shapes of the graph's values.
         packer: Keeps packed weights.
-        threads: Threads within an operator.
+        machine: Threads to measure with, and where.
 
     Returns:
         The times, or None where the shape or type of one of its inputs is not known.
@@ -63,8 +65,11 @@ def time_node(
         return None
     dense = _alone(graph, candidate, feeds)
     models = [dense, *(_sparse(dense, candidate, layout, packer) for layout in layouts)]
-    sessions = [Session(model.SerializeToString(), threads=threads) for model in models]
-    calls = [lambda raw=session.raw: raw.run(None, feeds) for session in sessions]
+    providers = PROVIDERS[machine.target]
+    sessions = [
+        Session(model.SerializeToString(), threads=machine.threads, providers=providers) for model in models
+    ]
+    calls = [call_of(session, feeds, machine.target) for session in sessions]
     first, *others = (
         timing.median for timing in interleave(calls, seconds=NODE_SECONDS, pause=0.02, minimum=7)
     )

@@ -56,7 +56,8 @@ def lower(
         external_data: Write constants to a file beside the model, `<name>-<hash>.data`. It is mapped when a
             session opens, and packed weights take no memory once kernels have derived their own form of
             them. Constants of 2 GB and more go there in any case.
-        target: "cpu", or "cuda" for ONNX Runtime's CUDA provider: decided by `gpu_cost`, unmeasured.
+        target: "cpu", or "cuda" for ONNX Runtime's CUDA provider: decided by `gpu_cost`, unmeasured, or with
+            `tune` on this machine's GPU.
         progress: Called by `tune` with what is being done, how many of it are done, and how many there are.
 
     Returns:

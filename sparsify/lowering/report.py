@@ -84,6 +84,7 @@ class WhatIf:
         pattern: What the masks look like.
         threads: Threads within an operator.
         results: Times for each set of inputs; empty where no layer was faster sparse.
+        estimated: Whether the times are an estimate, of the layers that can be lowered alone.
         bytes_dense: Size of the dense file.
         note: What this says nothing about.
     """
@@ -94,6 +95,7 @@ class WhatIf:
     results: tuple[FileTimes, ...]
     bytes_dense: int
     note: str
+    estimated: bool = False
 
     @property
     def speedup(self) -> float:

@@ -22,6 +22,7 @@ from sparsify.lowering.node_timing import NodeTimes, time_node
 from sparsify.lowering.rewrite import Packer, rewrite
 from sparsify.lowering.tuning_cache import TuningCache, describe
 from sparsify.runtime import Session
+from sparsify.runtime.bench_provider import PROVIDERS, call_of
 from sparsify.runtime.timing import interleave
 
 FILE_SECONDS = 1.5
@@ -97,7 +98,7 @@ def measure(
         sizes: Shapes of the graph's values, for every size to measure at; candidates whose input is not in
             them are left out.
         packer: Keeps packed weights.
-        machine: Threads to measure with.
+        machine: Threads to measure with, and where.
         cache: What was measured before.
         progress: Told of every candidate.
     """
@@ -132,7 +133,7 @@ def _times(
     known = cache.get(about, {"dense", *counts})
     if known is not None:
         return NodeTimes(shapes[candidate.x], known["dense"], {layout: known[layout] for layout in counts})
-    times = time_node(graph, candidate, list(counts), shapes, packer, threads=machine.threads)
+    times = time_node(graph, candidate, list(counts), shapes, packer, machine=machine)
     if times is not None:
         cache.put(about, {"dense": times.dense, **times.sparse})
     return times
@@ -160,7 +161,7 @@ def take_back(
         measured: Times by index.
         feeds: Inputs to time the whole on, for every size.
         packer: Keeps packed weights.
-        machine: Threads to measure with.
+        machine: Threads to measure with, and where.
         progress: Told of every comparison.
 
     Returns:
@@ -205,7 +206,7 @@ def compare_files(
         variants: For each file to compare, its fused candidates and layouts by index.
         feeds: Inputs, for every size.
         packer: Keeps packed weights.
-        machine: Threads to measure with.
+        machine: Threads to measure with, and where.
 
     Returns:
         For every size the median seconds of the source and of each variant.
@@ -214,12 +215,13 @@ def compare_files(
         files = [source]
         for number, chosen in enumerate(variants):
             files.append(Path(folder) / f"attempt-{number}.onnx")
-            with staged(rewrite(graph, chosen, packer), files[-1]):
+            with staged(rewrite(graph, chosen, packer, target=machine.target), files[-1]):
                 pass
-        sessions = [Session(file, threads=machine.threads) for file in files]
+        providers = PROVIDERS[machine.target]
+        sessions = [Session(file, threads=machine.threads, providers=providers) for file in files]
         times = []
         for inputs in feeds:
-            calls = [lambda raw=session.raw, at=dict(inputs): raw.run(None, at) for session in sessions]
+            calls = [call_of(session, dict(inputs), machine.target) for session in sessions]
             times.append([timing.median for timing in interleave(calls, seconds=FILE_SECONDS)])
     return times
 

@@ -24,6 +24,8 @@ import onnxruntime
 from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.cost import Machine
 from sparsify.lowering.graph import Graph
+from sparsify.runtime.bench_provider import precisions
+from sparsify.runtime.cuda import cuda_state
 from sparsify.runtime.environment import cpu_model
 from sparsify.runtime.library import library_path
 
@@ -48,10 +50,11 @@ def environment_of(machine: Machine) -> dict[str, Any]:
     """Everything besides the node that a time depends on.
 
     Args:
-        machine: Instruction set and threads that were measured with.
+        machine: Instruction set and threads that were measured with, and where.
     """
     content = library_path().read_bytes()
-    return {
+    gpu = {} if machine.target == "cpu" else {"gpu": cuda_state().device} | precisions(machine.target)
+    return gpu | {
         "cpu": cpu_model(),
         "kernel": machine.kernel,
         "threads": machine.threads,

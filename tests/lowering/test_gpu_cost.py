@@ -7,14 +7,18 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from sparsify.errors import UserError
-from sparsify.lowering import lower
-from sparsify.lowering.gpu_cost import NOTE, decide_gpu, gpu_speedup
+from sparsify.lowering import lower, node_timing, tune, what_if
+from sparsify.lowering.cost import Machine
+from sparsify.lowering.gpu_cost import NOTE, decide_gpu, gpu_speedup, gpu_times
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.matching import match_all
-from sparsify.runtime import layouts
+from sparsify.lowering.tuning_cache import environment_of
+from sparsify.runtime import bench_provider, layouts
+from sparsify.runtime.cuda import PROVIDER
 from tests.lowering.graphs import model, node, sparse_array
 
 
@@ -90,9 +94,66 @@ def test_what_cannot_be_decided_is_refused(tmp_path):
     source = file_of(tmp_path, 0.1, 1)
     with pytest.raises(UserError, match="unknown target 'rocm'; choose one of cpu, cuda"):
         lower(source, tmp_path / "out.onnx", target="rocm")
-    with pytest.raises(UserError, match="measures on this machine's CPU"):
-        lower(source, tmp_path / "out.onnx", target="cuda", tune=True)
+    if PROVIDER not in onnxruntime.get_available_providers():
+        with pytest.raises(
+            UserError, match="has no CUDAExecutionProvider: install onnxruntime-gpu, or leave"
+        ):
+            lower(source, tmp_path / "out.onnx", target="cuda", tune=True)
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_what_if_estimates_for_the_gpu_and_times_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "interleave", lambda *_, **__: pytest.fail("something was timed"))
+    source = file_of(tmp_path, 1.0, 1)
+    report = what_if(source, 0.95, target="cuda", pattern="16x1", batches=(2048, 1)).to_dict()
+    found = report["what_if"]
+    assert found["estimated"]
+    assert "nothing was timed" in found["note"]
+    assert [layer["layout"] for layer in report["layers"]] == ["blocks-16"]
+    (many, one) = found["results"]
+    _, match = linear(1024, 1024, ("n",), 1.0)
+    stored = round(0.05 * 1024 * 1024 / 16) * 16
+    for times, size in ((many, 2048), (one, 1)):
+        assert times["inputs"] == {"x": [size, 1024]}
+        dense, sparse = gpu_times(match, size, layout="blocks-16", stored=stored)
+        assert times["dense_ms"] == pytest.approx(dense / 1e6)
+        assert times["lowered_ms"] == pytest.approx(sparse / 1e6, rel=0.02)
+    assert found["speedup"] == pytest.approx(min(many["speedup"], one["speedup"]))
+    assert found["speedup"] > 1
+
+
+def test_what_if_leaves_dense_what_would_not_gain(tmp_path):
+    report = what_if(file_of(tmp_path, 1.0, 1), 0.5, target="cuda", batches=(2048,))
+    assert report.what_if.results == ()
+    assert report.nodes.sparse == 0
+
+
+def test_tuning_for_cuda_runs_files_and_nodes_on_its_provider(tmp_path, monkeypatch):
+    """The tuner over a provider that stands in for CUDA: the CPU's, under its name."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDER, "CPUExecutionProvider"])
+    monkeypatch.setitem(bench_provider.PROVIDERS, "cuda", ("CPUExecutionProvider",))
+    called = []
+
+    def call_of(session, feeds, provider):
+        called.append(provider)
+        return lambda: session.raw.run(None, feeds)
+
+    for module in (tune, node_timing):
+        monkeypatch.setattr(module, "call_of", call_of)
+    monkeypatch.setattr(tune, "FILE_SECONDS", 0.02)
+    monkeypatch.setattr(node_timing, "NODE_SECONDS", 0.01)
+    source = file_of(tmp_path, 0.02, 16)
+    report = lower(source, tmp_path / "out.onnx", target="cuda", tune=True, batches=(4,), cache=False)
+    assert report.layers[0].reason.startswith(("measured: csr", "taken back"))
+    assert len(called) >= 2
+    assert set(called) == {"cuda"}
+
+
+def test_times_on_a_gpu_are_kept_apart():
+    here, there = environment_of(Machine("avx2", 1)), environment_of(Machine("avx2", 1, "cuda"))
+    assert "gpu" not in here
+    assert {"gpu", "dense", "sparse"} <= set(there)
+    assert environment_of(Machine("avx2", 1)) == here
 
 
 def test_a_layout_that_is_asked_for_holds_for_the_gpu_too(tmp_path):

@@ -10,6 +10,7 @@ import onnx
 
 from sparsify.lowering.graph import STANDARD, Dim, Graph, Shape, attribute
 
+_DEPTH = 8
 _SAME = ("Identity", "Cast", "Squeeze", "Unsqueeze")
 
 
@@ -28,7 +29,7 @@ def sizes_in(graph: Graph, name: str) -> tuple[Dim, ...] | None:
     if node is None or node.domain not in STANDARD or not node.input:
         return None
     if node.op_type == "Shape":
-        shape = graph.shapes.get(node.input[0])
+        shape = shape_of(graph, node.input[0])
         return None if shape is None else shape[attribute(node, "start", 0) : attribute(node, "end", None)]
     if node.op_type == "Concat":
         parts = [sizes_in(graph, item) for item in node.input]
@@ -55,20 +56,55 @@ def _slice(graph: Graph, node: onnx.NodeProto, whole: tuple[Dim, ...]) -> tuple[
     return whole[first:last]
 
 
-def reshaped(graph: Graph, node: onnx.NodeProto) -> Shape | None:
-    """Shape of a Reshape's output: the graph's own where it is complete, else worked out from its target."""
-    known = graph.shapes.get(node.output[0])
-    if known is not None and None not in known:
+def shape_of(graph: Graph, name: str, depth: int = _DEPTH) -> Shape | None:
+    """Shape of a value, also where inference lost it behind Reshape, Transpose or a product with a scalar.
+
+    Args:
+        graph: The indexed graph.
+        name: The value.
+        depth: Nodes to look back at most.
+    """
+    known = graph.shapes.get(name)
+    node = graph.nodes[graph.producer[name]] if name in graph.producer else None
+    if (known is not None and None not in known) or node is None or depth == 0 or node.domain not in STANDARD:
         return known
-    source, target = graph.shapes.get(node.input[0]), sizes_in(graph, node.input[1])
-    if source is None or target is None:
+    if node.op_type == "Reshape":
+        return reshaped(graph, node, shape_of(graph, node.input[0], depth - 1))
+    if node.op_type == "Transpose":
+        source = shape_of(graph, node.input[0], depth - 1)
+        perm: list[int] = attribute(node, "perm", [])
+        return known if source is None or len(perm) != len(source) else tuple(source[axis] for axis in perm)
+    if node.op_type in ("Mul", "Div"):
+        inner = [item for item in node.input if graph.scalar(item) is None]
+        return shape_of(graph, inner[0], depth - 1) if len(inner) == 1 else known
+    return known
+
+
+def reshaped(graph: Graph, node: onnx.NodeProto, source: Shape | None = None) -> Shape | None:
+    """Shape of a Reshape's output: worked out from its target, else what the graph says.
+
+    Inference gives a size that it cannot work out a symbol of its own, so what the graph says comes second.
+
+    Args:
+        graph: The indexed graph.
+        node: The Reshape.
+        source: Shape of its input, where more is known of it than the graph says.
+    """
+    known = graph.shapes.get(node.output[0])
+    source, target = source or graph.shapes.get(node.input[0]), sizes_in(graph, node.input[1])
+    if source is None or target is None or (known is not None and len(known) != len(target)):
         return known
     if not attribute(node, "allowzero", 0):
         target = tuple(
             source[axis] if size == 0 and axis < len(source) else size for axis, size in enumerate(target)
         )
     rest = _rest(source, [size for size in target if size != -1]) if -1 in target else None
-    return tuple(rest if size == -1 else size for size in target)
+    worked_out = [rest if size == -1 else size for size in target]
+    given = known or (None,) * len(target)
+    return tuple(
+        told if size is None or isinstance(told, int) else size
+        for size, told in zip(worked_out, given, strict=True)
+    )
 
 
 def _rest(source: Shape, taken: Sequence[Dim]) -> Dim:

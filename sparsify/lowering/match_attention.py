@@ -9,6 +9,7 @@ PyTorch's exporter takes. The guard replaces NaN by 0.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from sparsify.lowering.attention_masks import HIDDEN, hides_later, hides_nothing, spread, visible_by
-from sparsify.lowering.attention_shapes import reshaped, sizes_in
+from sparsify.lowering.attention_shapes import reshaped, shape_of, sizes_in
 from sparsify.lowering.graph import STANDARD, Dim, Graph, Refused, Shape, attribute
 
 _PER_HEAD = [0, 2, 1, 3]
@@ -117,7 +118,7 @@ def _match(
     v, v_scale = _split(graph, product.input[1])
     if q is None or k is None or v is None or v_scale != 1.0:
         return Refused("q, k or v is no projection [batch, length, heads · size] that is split into heads")
-    merged = _merged(graph, product, (*q.shape[:2], v.heads * v.size))
+    merged = _merged(graph, product, (*q.shape[:2], v.heads, v.size))
     if merged is None:
         return Refused("its heads are not joined as [batch, length, heads · size] behind it")
     batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
@@ -306,7 +307,7 @@ def _through_three_dimensions(graph: Graph, last: onnx.NodeProto) -> str | None:
     first = None if middle is None else _node(graph, middle.input[0], "Reshape")
     if middle is None or first is None or attribute(middle, "perm", []) != [0, 2, 1]:
         return None
-    source = graph.shapes.get(first.input[0])
+    source = shape_of(graph, first.input[0])
     flat, whole = sizes_in(graph, first.input[1]), sizes_in(graph, last.input[1])
     if source is None or flat is None or whole is None or len(source) != 4 or None in source:
         return None
@@ -318,8 +319,8 @@ def _through_three_dimensions(graph: Graph, last: onnx.NodeProto) -> str | None:
     return first.input[0] if all(whole[axis] == -1 for axis in differs) and len(differs) <= 1 else None
 
 
-def _merged(graph: Graph, product: onnx.NodeProto, joined: Shape) -> tuple[int, str] | None:
-    """Index and result of the Reshape that joins the heads to this shape behind a Transpose."""
+def _merged(graph: Graph, product: onnx.NodeProto, split: Shape) -> tuple[int, str] | None:
+    """Index and result of the Reshape behind a Transpose that joins heads [batch, length, heads, size]."""
     transposed = _single_reader(graph, product.output[0], "Transpose")
     if transposed is None or attribute(transposed, "perm", []) != _PER_HEAD:
         return None
@@ -327,10 +328,11 @@ def _merged(graph: Graph, product: onnx.NodeProto, joined: Shape) -> tuple[int, 
     node = None if index is None else graph.nodes[index]
     if index is None or node is None or node.op_type != "Reshape" or node.domain not in STANDARD:
         return None
-    shape = reshaped(graph, node)
-    if shape is None or len(shape) != 3 or shape[2] != joined[2]:
+    shape = reshaped(graph, node, split)
+    columns = math.prod(size for size in split[2:] if isinstance(size, int))
+    if shape is None or len(shape) != 3 or shape[2] != columns:
         return None
-    return (index, node.output[0]) if _one_equal(shape[:2], joined[:2]) else None
+    return (index, node.output[0]) if _one_equal(shape[:2], split[:2]) else None
 
 
 def _one_equal(before: Shape, after: Shape) -> bool:

@@ -115,7 +115,7 @@ def _product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Te
         return F.linear(x, weight.masked_fill(~mask, 0), bias)
     rows = _rows(x)
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    return native.forward(topologies.native(mask), rows, (len(rows),), weight, bias, y)
+    return native.forward(topologies.native(mask), rows, (rows.shape[0],), weight, bias, y)
 
 
 def _gradients(dy: Tensor, x: Tensor, weight: Tensor, mask: Tensor, needs: Needs, keep: bool) -> Gradients:
@@ -124,7 +124,7 @@ def _gradients(dy: Tensor, x: Tensor, weight: Tensor, mask: Tensor, needs: Needs
     dense = need_weight and native.collected(weight)
     sparse = (need_x, need_weight and not dense, need_bias)
     if native.suits(x, weight):
-        batch = (len(rows),)
+        batch = (rows.shape[0],)
         found = native.backward(topologies.native(mask), rows, batch, slopes, weight, sparse, keep)
     else:
         run = _gradients_gpu if x.is_cuda else _gradients_dense
@@ -136,11 +136,11 @@ def _gradients(dy: Tensor, x: Tensor, weight: Tensor, mask: Tensor, needs: Needs
         mark_inside(dweight)
     if need_bias and dbias is None:
         dbias = slopes.sum(0)
-    return None if dx is None else dx.reshape(x.shape), dweight, dbias
+    return dx if dx is None or x.dim() == 2 else dx.reshape(x.shape), dweight, dbias
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).contiguous()
+    return (x if x.dim() == 2 else x.reshape(-1, x.shape[-1])).contiguous()
 
 
 def _gradients_dense(dy: Tensor, x: Tensor, weight: Tensor, mask: Tensor, needs: Needs) -> Gradients:

@@ -20,14 +20,14 @@ _ORDINARY = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 def suits(x: Tensor, weight: Tensor) -> bool:
     """Whether the native kernels are for these."""
-    return x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    return x.is_cpu and weight.is_cpu and x.dtype is torch.float32 and weight.dtype is torch.float32
 
 
-def untraced(*tensors: Tensor) -> bool:
+def untraced(x: Tensor, weight: Tensor, mask: Tensor) -> bool:
     """Whether these are ordinary tensors that nobody traces or transforms."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or are_functorch_transforms_active():
         return False
-    return all(type(tensor) in _ORDINARY for tensor in tensors)
+    return type(x) in _ORDINARY and type(weight) in _ORDINARY and type(mask) in _ORDINARY
 
 
 def collected(weight: Tensor) -> bool:
@@ -96,7 +96,7 @@ def backward(
     dweight, zeroed = None, False
     if needs[1]:
         dweight, zeroed = cached.gradient.take(weight.shape) if keep else (torch.empty(weight.shape), False)
-    dbias = weight.new_empty(len(weight)) if needs[1] and needs[2] else None
+    dbias = weight.new_empty(weight.shape[0]) if needs[1] and needs[2] else None
     if dx is None and dweight is None:
         return None, None, None
     values = topologies.of_forward(cached, weight.contiguous(), topologies.gathered)

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "reference.h"
+#include "train_conv_checks.h"
 #include "weights.h"
 
 namespace sparsify_tests {
@@ -213,6 +214,34 @@ void TestOneLayerServesSeveralThreads() {
   for (std::thread& caller : callers) caller.join();
 }
 
+// Odd and even sizes under strides, kernels without a centre, padding that widens the output, taps far apart;
+// groups of sixteen pixels that are full, partial, and of several images.
+void TestConvolutions() {
+  Random random(5);
+  const ConvCase cases[] = {
+      {1, 1, 1, {1, 1, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}}},
+      {3, 8, 8, {16, 8, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}}},
+      {5, 4, 4, {5, 7, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}}},
+      {2, 9, 7, {20, 6, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}}},
+      {3, 8, 10, {12, 6, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}}},
+      {2, 7, 8, {10, 20, {1, 1}, {2, 2}, {0, 0, 0, 0}, {1, 1}}},
+      {2, 11, 9, {4, 3, {5, 5}, {1, 1}, {0, 0, 0, 0}, {1, 1}}},
+      {2, 6, 6, {4, 3, {3, 3}, {1, 1}, {3, 2, 1, 0}, {1, 1}}},
+      {2, 9, 12, {4, 3, {2, 3}, {1, 2}, {0, 1, 0, 1}, {1, 1}}},
+      {2, 13, 11, {6, 4, {3, 3}, {3, 2}, {1, 2, 1, 2}, {2, 1}}},
+      {2, 5, 5, {140, 130, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}}},
+  };
+  int threads = 0;
+  for (const ConvCase& c : cases) {
+    for (const double density : {0.0, 0.1, 1.0}) {
+      for (const std::string& kernel : SupportedKernels()) {
+        threads = threads % 4 + 1;
+        CheckTrainedConv(c, kernel, threads, density, &random, Compare);
+      }
+    }
+  }
+}
+
 void TestBadArgumentsAreRefused() {
   const std::vector<std::vector<int64_t>> bad = {{1, 1}, {2, 1}, {-1}, {12}, {int64_t{1} << 62}};
   for (const std::vector<int64_t>& positions : bad) {
@@ -248,6 +277,7 @@ int main() {
   TestEmptyAndUnevenRows();
   TestAPerturbedWeightIsSeen();
   TestOneLayerServesSeveralThreads();
+  TestConvolutions();
   TestBadArgumentsAreRefused();
   std::printf("train_test: %lld elements compared\n", static_cast<long long>(compared));
   return compared > 0 ? 0 : 1;

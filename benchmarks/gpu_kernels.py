@@ -98,7 +98,7 @@ def launches(packed: Packed, operation: str, batch: int, kind: str) -> list[Laun
 
     Args:
         packed: From `packed_layer`.
-        operation: `forward` (with bias and GELU), `input_gradient` or `weight_gradient`.
+        operation: `forward` (with bias, residual and GELU), `input_gradient` or `weight_gradient`.
         batch: Rows of X.
         kind: One of `KINDS`.
     """
@@ -106,7 +106,8 @@ def launches(packed: Packed, operation: str, batch: int, kind: str) -> list[Laun
     x, dy = (torch.empty(batch, packed.shape[axis], dtype=dtype) for axis in (1, 0))
     with precision(kind), recording() as found:
         if operation == "forward":
-            linear.forward(x, packed, torch.empty(packed.shape[0], dtype=dtype), "gelu")
+            bias = torch.empty(packed.shape[0], dtype=dtype)
+            linear.forward(x, packed, bias, "gelu", residual=torch.empty_like(dy))
         elif operation == "input_gradient":
             linear.input_gradient(dy, packed)
         else:

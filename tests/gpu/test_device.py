@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 from sparsify.runtime.triton import linear, tuning  # noqa: E402
 from sparsify.runtime.triton.epilogue import ACTIVATIONS  # noqa: E402
 from sparsify.runtime.triton.packing import pack  # noqa: E402
-from tests.runtime.triton.weights import LAYOUTS, close, mask, normal, reference, weight  # noqa: E402
+from tests.runtime.triton.weights import LAYOUTS, bounds_of, close, mask, normal, reference, weight  # noqa: E402
 
 BATCHES = (1, 3, 16, 17, 64, 70, 256)
 SHAPES = ((37, 56), (256, 512), (768, 3072))
@@ -40,8 +40,12 @@ def test_product_and_gradients(layout: str, shape: tuple[int, int], dtype: torch
 def test_activations(layout: str, activation: str) -> None:
     active = mask(layout, 256, 512)
     dense, x = weight(active, torch.float32), normal(16, 512, dtype=torch.float32)
-    got = linear.forward(x.cuda(), pack(dense.cuda(), active, layout=layout), None, activation).cpu()
-    assert close(got, reference(x, dense, None, activation), 512)
+    residual = normal(16, 256, dtype=torch.float32, seed=4)
+    packed = pack(dense.cuda(), active, layout=layout)
+    got = linear.forward(
+        x.cuda(), packed, None, activation, residual=residual.cuda(), bounds=bounds_of(activation)
+    ).cpu()
+    assert close(got, reference(x, dense, None, activation, residual), 512)
 
 
 def test_tf32_is_taken_only_where_torch_allows_it() -> None:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from sparsify.runtime.triton import tuning
-from sparsify.runtime.triton.epilogue import accumulator_name, combine, parts_like, store_tile
+from sparsify.runtime.triton.epilogue import (
+    NOTHING,
+    Ending,
+    accumulator_name,
+    combine,
+    parts_like,
+    store_tile,
+)
 from sparsify.runtime.triton.language import interpreted, tl, triton
 from sparsify.runtime.triton.launch import Config, start
 from sparsify.runtime.triton.packed import Blocks
@@ -67,6 +74,7 @@ def blocks_product(
     order: tl.tensor,
     pointers: tl.tensor,
     bias: tl.tensor,
+    residual: tl.tensor,
     y: tl.tensor,
     batch: tl.tensor,
     groups: tl.tensor,
@@ -79,6 +87,8 @@ def blocks_product(
     BATCH: tl.constexpr,
     SPLITS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -110,7 +120,7 @@ def blocks_product(
         weight = tl.load(values + block.to(tl.int64) * (IN * OUT) + inside)  # type: ignore[union-attr]
         sums = multiplied(taken, weight.to(taken.dtype), sums, PRECISION, WIDEN)
     outputs = group * OUT + o
-    store_tile(sums, bias, y, batches, outputs, batch, width, split, SPLITS, ACTIVATION)
+    store_tile(sums, bias, residual, y, batches, outputs, batch, width, split, SPLITS, ACTIVATION, LOW, HIGH)
 
 
 @triton.jit
@@ -164,17 +174,17 @@ def large_tiles(x: Tensor) -> tuple[Config, ...]:
     return (MIDDLE,) if x.dtype.itemsize > 2 else (LARGE, MIDDLE)
 
 
-def forward(x: Tensor, packed: Blocks, bias: Tensor | None, activation: str) -> Tensor:
-    """activation(X · Wᵀ + bias): X `[batch, in]`, Y `[batch, out]`."""
-    return _product(x, packed, bias, activation, transposed=False)
+def forward(x: Tensor, packed: Blocks, ending: Ending) -> Tensor:
+    """What `ending` makes of X · Wᵀ: X `[batch, in]`, Y `[batch, out]`."""
+    return _product(x, packed, ending, transposed=False)
 
 
 def input_gradient(dy: Tensor, packed: Blocks) -> Tensor:
     """dY · W: dY `[batch, out]`, result `[batch, in]`."""
-    return _product(dy, packed, None, "none", transposed=True)
+    return _product(dy, packed, NOTHING, transposed=True)
 
 
-def _product(x: Tensor, packed: Blocks, bias: Tensor | None, activation: str, *, transposed: bool) -> Tensor:
+def _product(x: Tensor, packed: Blocks, ending: Ending, *, transposed: bool) -> Tensor:
     batch, inputs = x.shape
     (R, C), width = packed.block, packed.shape[1 if transposed else 0]
     IN, OUT = (R, C) if transposed else (C, R)
@@ -191,17 +201,12 @@ def _product(x: Tensor, packed: Blocks, bias: Tensor | None, activation: str, *,
             "lines": packed.rows if transposed else packed.columns,
         }
         arguments |= {"pointers": packed.transposed_pointers if transposed else packed.pointers}
-        arguments |= {
-            "order": packed.order,
-            "bias": bias if splits == 1 else None,
-            "y": parts,
-            "batch": batch,
-        }
+        arguments |= {"order": packed.order, "y": parts, "batch": batch}
         arguments |= {"groups": groups, "width": width, "inputs": inputs, "IN": IN, "OUT": OUT}
         arguments |= {"TRANSPOSED": transposed, "WHOLE": inputs % IN == 0, "BATCH": config.batch}
-        arguments |= {"SPLITS": splits, "ACTIVATION": activation, **numbers(x)}
+        arguments |= {"SPLITS": splits, **ending.arguments(splits), **numbers(x)}
         start(blocks_product, (programs, splits), arguments, config)
-        combine(parts, bias, y, activation)
+        combine(parts, ending, y)
 
     key = tuning.key_of("blocks", x, packed.values, transposed, packed.shape, (R, C), packed.longest)
     tuning.run((*key, exact(x), tuning.bucket(batch)), configs_for(batch, x), call, x.device)

@@ -137,14 +137,20 @@ def entry_gradients(
 def store_panel(
     sums: tl.tensor,
     bias: tl.tensor,
+    residual: tl.tensor,
     yt: tl.tensor,
     row: tl.tensor,
     batches: tl.tensor,
     batch: tl.tensor,
     ACTIVATION: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
 ) -> None:
-    """Finishes the sums of one row and stores them to y transposed `[out, batch]`."""
+    """Finishes the sums of one row and stores them to y transposed `[out, batch]`; so is the residual."""
+    place = row.to(tl.int64) * batch + batches
+    live = batches < batch
     if bias is not None:
         sums += tl.load(bias + row).to(sums.dtype)
-    place = row.to(tl.int64) * batch + batches
-    tl.store(yt + place, activate(sums, ACTIVATION).to(yt.dtype.element_ty), mask=batches < batch)
+    if residual is not None:
+        sums += tl.load(residual + place, mask=live, other=0.0).to(sums.dtype)
+    tl.store(yt + place, activate(sums, ACTIVATION, LOW, HIGH).to(yt.dtype.element_ty), mask=live)

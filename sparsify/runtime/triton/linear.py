@@ -13,9 +13,10 @@ from torch import Tensor
 
 from sparsify.errors import UserError
 from sparsify.runtime.triton import blocks, condensed, csr, nm
-from sparsify.runtime.triton.epilogue import check_activation
+from sparsify.runtime.triton.epilogue import NOTHING, ending_of
 from sparsify.runtime.triton.packed import NM, Blocks, Condensed, Csr, Gathering, Packed
 from sparsify.runtime.triton.packing import DTYPES
+from sparsify.runtime.triton.rows import product
 
 _FORWARD: dict[type[Packed], Callable[..., Tensor]] = {
     Csr: csr.forward,
@@ -35,14 +36,24 @@ _WEIGHT_GRADIENT: dict[type[Packed], Callable[..., Tensor]] = {
 }
 
 
-def forward(x: Tensor, packed: Packed, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
-    """activation(X · Wᵀ + bias).
+def forward(
+    x: Tensor,
+    packed: Packed,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    residual: Tensor | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> Tensor:
+    """activation(X · Wᵀ + bias + residual), outside autograd; `layer.sparse_layer` is the same inside.
 
     Args:
         x: `[..., in]` of one of `packing.DTYPES`, on the device of the packed weight.
         packed: From `packing.pack`.
         bias: `[out]`, of any floating type.
-        activation: `relu`, `gelu` (exact), `gelu_tanh`, `silu`, or None.
+        activation: `relu`, `gelu` (exact), `gelu_tanh`, `silu`, `clip`, or None.
+        residual: `[..., out]`, of any floating type.
+        bounds: low and high of `clip`.
 
     Returns:
         `[..., out]`, contiguous, in the type of `x`.
@@ -50,18 +61,20 @@ def forward(x: Tensor, packed: Packed, bias: Tensor | None = None, activation: s
     Raises:
         UserError: A shape, type, device or activation that does not fit.
     """
-    name = check_activation(activation)
     rows = _matrix("x", x, packed.shape[1], packed)
+    outputs = (*x.shape[:-1], packed.shape[0])
     if bias is not None:
         if tuple(bias.shape) != (packed.shape[0],):
             raise UserError(f"a bias of shape {list(bias.shape)} does not fit {packed.shape[0]} outputs")
         bias = bias.detach().contiguous()
-    y = (
-        _FORWARD[type(packed)](rows, packed, bias, name)
-        if rows.shape[0]
-        else rows.new_empty(0, packed.shape[0])
-    )
-    return y.reshape(*x.shape[:-1], packed.shape[0])
+    if residual is not None:
+        if tuple(residual.shape) != outputs:
+            raise UserError(f"a residual of shape {list(residual.shape)} is not of Y's, {list(outputs)}")
+        residual = residual.detach().reshape(-1, packed.shape[0]).contiguous()
+    ending = ending_of(bias, residual, activation, bounds)
+    if not rows.shape[0]:
+        return rows.new_empty(outputs)
+    return _FORWARD[type(packed)](rows, packed, ending).reshape(outputs)
 
 
 def input_gradient(dy: Tensor, packed: Packed) -> Tensor:
@@ -84,7 +97,7 @@ def input_gradient(dy: Tensor, packed: Packed) -> Tensor:
     elif isinstance(packed, Gathering):
         if packed.transposed is None:
             raise UserError("this weight was packed for inference: pack it with gradients=True")
-        dx = csr.product(rows, packed.transposed, inputs, None, "none")
+        dx = product(rows, packed.transposed, inputs, NOTHING)
     else:
         dx = _INPUT_GRADIENT[type(packed)](rows, packed)
     return dx.reshape(*dy.shape[:-1], inputs)

@@ -7,7 +7,6 @@ bound; at large ones only the semi-structured product, which skips the zeros, ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from sparsify.runtime.triton import tuning
 from sparsify.runtime.triton.blocks import exact, multiplied, numbers
-from sparsify.runtime.triton.epilogue import combine, parts_like, store_tile
+from sparsify.runtime.triton.epilogue import Ending, closed, combine, parts_like, store_tile
 from sparsify.runtime.triton.language import tl, triton
 from sparsify.runtime.triton.launch import Config, start
 from sparsify.runtime.triton.packed import NM
@@ -28,14 +27,6 @@ SMALL, WIDE = (Config("few", batch=16, entries=32, warps=warps, stages=4) for wa
 MIDDLE = Config("middle", batch=64, entries=64, warps=8, stages=3)
 LARGE = Config("many", batch=128, entries=64, warps=8, stages=3)
 GRADIENT = Config("gradient", batch=64, entries=64, warps=8, stages=2)
-
-_CLOSE: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.nn.functional.relu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    "silu": torch.nn.functional.silu,
-    "none": lambda x: x,
-}
 
 
 def configs_for(batch: int, x: Tensor) -> tuple[Config, ...]:
@@ -85,6 +76,7 @@ def nm_product(
     values: tl.tensor,
     indices: tl.tensor,
     bias: tl.tensor,
+    residual: tl.tensor,
     y: tl.tensor,
     batch: tl.tensor,
     rows: tl.tensor,
@@ -99,6 +91,8 @@ def nm_product(
     GROUPS: tl.constexpr,
     SPLITS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -118,7 +112,7 @@ def nm_product(
         taken = tl.load(row_of_x + k[None, :], mask=live & (k < inputs)[None, :], other=0.0)
         tile = expanded(values, indices, row, group, rows, groups, OUT, GROUPS, N, M, BITS)
         sums = multiplied(taken, tl.trans(tile.to(taken.dtype)), sums, PRECISION, WIDEN)
-    store_tile(sums, bias, y, batches, row, batch, rows, split, SPLITS, ACTIVATION)
+    store_tile(sums, bias, residual, y, batches, row, batch, rows, split, SPLITS, ACTIVATION, LOW, HIGH)
 
 
 @triton.jit
@@ -156,7 +150,7 @@ def nm_input_gradient(
         tile = tl.where((row < rows)[:, None], tile, 0.0)
         sums = multiplied(slope, tile.to(slope.dtype), sums, PRECISION, WIDEN)
     k = tl.program_id(0) % tiles * (GROUPS * M) + tl.arange(0, GROUPS * M)
-    store_tile(sums, None, dx, batches, k, batch, groups * M, 0, 1, "none")
+    store_tile(sums, None, None, dx, batches, k, batch, groups * M, 0, 1, "none", None, None)
 
 
 @triton.jit
@@ -224,14 +218,14 @@ def _shape_arguments(packed: NM, config: Config) -> dict[str, Any]:
     }
 
 
-def forward(x: Tensor, packed: NM, bias: Tensor | None, activation: str) -> Tensor:
-    """activation(X · Wᵀ + bias): X `[batch, in]`, Y `[batch, out]`."""
+def forward(x: Tensor, packed: NM, ending: Ending) -> Tensor:
+    """What `ending` makes of X · Wᵀ: X `[batch, in]`, Y `[batch, out]`."""
     batch, rows = x.shape[0], packed.shape[0]
     compressed = packed.semi_structured
     if compressed is not None and batch >= SEMI_STRUCTURED_BATCH and x.dtype == packed.values.dtype:
-        ready = None if bias is None else bias.to(x.dtype)
+        ready = None if ending.bias is None else ending.bias.to(x.dtype)
         y = torch.nn.functional.linear(x, compressed, ready)
-        return _CLOSE[activation](y)
+        return closed(y if ending.residual is None else y + ending.residual.to(x.dtype), ending)
     y = torch.empty((batch, rows), dtype=x.dtype, device=x.device)
 
     def call(config: Config) -> None:
@@ -243,9 +237,9 @@ def forward(x: Tensor, packed: NM, bias: Tensor | None, activation: str) -> Tens
         parts = parts_like(y, splits)
         arguments |= {"x": x, "values": packed.values, "y": parts, "batch": batch, "tiles": tiles}
         arguments |= {"share": triton.cdiv(steps, splits) * arguments["GROUPS"], "SPLITS": splits}
-        arguments |= {"bias": bias if splits == 1 else None, "ACTIVATION": activation, **numbers(x)}
+        arguments |= {**ending.arguments(splits), **numbers(x)}
         start(nm_product, (programs, splits), arguments, config)
-        combine(parts, bias, y, activation)
+        combine(parts, ending, y)
 
     key = tuning.key_of("nm", x, packed.values, packed.shape, packed.n, packed.m, tuning.bucket(batch))
     tuning.run((*key, exact(x)), configs_for(batch, x), call, x.device)

@@ -108,13 +108,13 @@ class Rows:
     """Compressed rows of one orientation.
 
     Attributes:
-        pointers: int32 `[rows + 1]`: first entry of each row.
+        pointers: int32 `[rows + 1]`: first entry of each row; None where every row has `longest` entries.
         columns: int16 (without sign) or int32 `[entries]`, ascending inside a row.
         values: `[entries]`.
         longest: Entries of the longest row.
     """
 
-    pointers: Tensor
+    pointers: Tensor | None
     columns: Tensor
     values: Tensor
     longest: int

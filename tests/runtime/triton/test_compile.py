@@ -83,5 +83,7 @@ def test_nothing_runs_without_a_gpu() -> None:
     from sparsify.runtime.triton import linear
 
     packed = packed_layer("csr", 16, 16, 0.5, "float32")
-    with pytest.raises(UserError, match="csr_rows: tensors on 'cpu', but these kernels run on CUDA devices"):
+    with pytest.raises(
+        UserError, match="rows_product: tensors on 'cpu', but these kernels run on CUDA devices"
+    ):
         linear.forward(torch.zeros(1, 16), packed)

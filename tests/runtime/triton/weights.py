@@ -46,17 +46,28 @@ def normal(*shape: int, dtype: torch.dtype, seed: int = 1) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+BOUNDS = (-0.4, 0.9)
+
+
+def bounds_of(activation: str) -> tuple[float, float] | None:
+    """What goes with an activation."""
+    return BOUNDS if activation == "clip" else None
+
+
 def reference(
-    x: torch.Tensor, dense: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none"
+    x: torch.Tensor,
+    dense: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str = "none",
+    residual: torch.Tensor | None = None,
 ) -> np.ndarray:
     """What SparseLinear means, in NumPy; in float64 throughout for float64, whose packed form is float32."""
     if x.dtype == torch.float64:
         sums = x.numpy() @ dense.numpy().T + (0 if bias is None else bias.numpy())
-        return activate(sums, activation)
+        return activate(sums + (0 if residual is None else residual.numpy()), activation, BOUNDS)
     packed = pack_linear(dense.float().numpy())
-    return sparse_linear(
-        x.float().numpy(), packed, None if bias is None else bias.float().numpy(), activation=activation
-    )
+    added = [None if tensor is None else tensor.float().numpy() for tensor in (bias, residual)]
+    return sparse_linear(x.float().numpy(), packed, *added, activation=activation, bounds=BOUNDS)
 
 
 def close(got: torch.Tensor, want: np.ndarray, terms: int) -> bool:

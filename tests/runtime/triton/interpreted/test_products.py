@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from sparsify.runtime.triton import gather, linear, tuning
-from sparsify.runtime.triton.epilogue import ACTIVATIONS
+from sparsify.runtime.triton.epilogue import ACTIVATIONS, closed, ending_of
 from sparsify.runtime.triton.launch import recording
+from sparsify.runtime.triton.layer import sparse_layer
 from sparsify.runtime.triton.packing import pack
-from tests.runtime.triton.weights import LAYOUTS, close, mask, normal, reference, weight
+from tests.runtime.triton.weights import BOUNDS, LAYOUTS, bounds_of, close, mask, normal, reference, weight
 
+INFINITY = float("inf")
 COLUMNS = 40
 CASES = [(torch.float32, 1), (torch.float32, 18), (torch.float16, 3), (torch.float16, 18)]
 CASES += [(torch.bfloat16, 2), (torch.bfloat16, 18), (torch.float64, 2), (torch.float64, 17)]
@@ -47,10 +49,76 @@ def test_activations(layout: str, batch: int, activation: str) -> None:
     active = mask(layout, 5, 24)
     dense = weight(active, torch.float32)
     x, bias = normal(batch, 24, dtype=torch.float32), normal(5, dtype=torch.float32, seed=3)
-    got = linear.forward(x, pack(dense, active, layout=layout), bias, activation)
+    packed = pack(dense, active, layout=layout)
+    got = linear.forward(x, packed, bias, activation, bounds=bounds_of(activation))
     assert close(got, reference(x, dense, bias, activation), 24)
     other = reference(x, dense, bias, "relu" if activation != "relu" else "silu")
     assert not close(got, other, 24)
+
+
+@pytest.mark.usefixtures("few_programs")
+@pytest.mark.parametrize(("dtype", "batch"), [(torch.float32, 3), (torch.float16, 18), (torch.float64, 2)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_residual_is_added_before_the_activation(layout: str, dtype: torch.dtype, batch: int) -> None:
+    rows = 37 if layout.startswith("blocks") else 7
+    active = mask(layout, rows, COLUMNS)
+    dense = weight(active, dtype)
+    x, residual = 0.2 * normal(batch, COLUMNS, dtype=dtype), normal(batch, rows, dtype=dtype, seed=5)
+    packed = pack(dense, active, layout=layout)
+    got = linear.forward(x, packed, None, "clip", residual=residual, bounds=BOUNDS)
+    assert close(got, reference(x, dense, None, "clip", residual), COLUMNS)
+    assert not close(got, reference(x, dense, None, "clip"), COLUMNS)
+    assert not close(got, reference(x, dense, None, "none", residual), COLUMNS)
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_bounds_may_be_infinite_and_nan_passes_between_them() -> None:
+    active = mask("csr", 5, 24)
+    packed = pack(weight(active, torch.float32), active)
+    for batch in (2, 17):
+        x = normal(batch, 24, dtype=torch.float32)
+        x[0] = float("nan")
+        sums = linear.forward(x, packed)
+        for low, high in ((-INFINITY, 0.1), (-0.1, INFINITY), (-INFINITY, INFINITY)):
+            got = linear.forward(x, packed, None, "clip", bounds=(low, high))
+            assert torch.equal(got.nan_to_num(7), sums.clamp(low, high).nan_to_num(7))
+
+
+@pytest.mark.usefixtures("few_programs")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", ["csr", "condensed", "blocks-16x16", "nm-2:4"])
+def test_gradients_of_a_layer(layout: str, activation: str) -> None:
+    active = mask(layout, 6, 16)
+    dense = weight(active, torch.float64)
+    packed = pack(dense, active, layout=layout)
+    x, bias = normal(3, 16, dtype=torch.float64), normal(6, dtype=torch.float64, seed=3)
+    residual = normal(3, 6, dtype=torch.float64, seed=4)
+    ours = [tensor.clone().requires_grad_() for tensor in (x, packed.values, bias, residual)]
+    y = sparse_layer(ours[0], packed, *ours[1:3], activation, residual=ours[3], bounds=bounds_of(activation))
+    theirs = [tensor.clone().requires_grad_() for tensor in (x, dense, bias, residual)]
+    sums = torch.nn.functional.linear(*theirs[:3]) + theirs[3]
+    want = closed(sums, ending_of(None, None, activation, bounds_of(activation)))
+    assert torch.allclose(y, want)
+    slopes = normal(3, 6, dtype=torch.float64, seed=6)
+    found = list(torch.autograd.grad(y, ours, slopes))
+    expected = list(torch.autograd.grad(want, theirs, slopes))
+    found[1], expected[1] = packed.dense(found[1]), expected[1] * active
+    for got, right in zip(found, expected, strict=True):
+        assert torch.allclose(got, right)
+        assert got.any()
+
+
+def test_one_kernel_does_it_all_where_no_gradient_is_asked_for() -> None:
+    packed = pack(weight(mask("csr", 6, 24), torch.float32))
+    x, residual = normal(2, 24, dtype=torch.float32), normal(2, 6, dtype=torch.float32)
+    with recording() as launches:
+        sparse_layer(x, packed, None, None, "clip", residual=residual, bounds=BOUNDS)
+    assert {launch.arguments["ACTIVATION"] for launch in launches} == {"clip"}
+    x.requires_grad_()
+    with recording() as launches:
+        sparse_layer(x, packed, None, None, "clip", residual=residual, bounds=BOUNDS)
+    assert {launch.arguments["ACTIVATION"] for launch in launches} == {"none"}
+    assert all(launch.arguments["residual"] is not None for launch in launches[:1])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -60,11 +128,13 @@ def test_split_sums_are_added_up_before_bias_and_activation(layout: str) -> None
     dense = weight(active, torch.float32)
     packed = pack(dense, active, layout=layout)
     x, bias = normal(3, columns, dtype=torch.float32), normal(rows, dtype=torch.float32, seed=3)
+    residual = normal(3, rows, dtype=torch.float32, seed=4)
     with recording() as launches:
-        linear.forward(x, packed, bias, "relu")
+        linear.forward(x, packed, bias, "relu", residual=residual)
     assert launches[0].arguments["SPLITS"] > 1
     assert launches[1].name == "combine_kernel"
-    assert close(linear.forward(x, packed, bias, "relu"), reference(x, dense, bias, "relu"), columns)
+    got = linear.forward(x, packed, bias, "relu", residual=residual)
+    assert close(got, reference(x, dense, bias, "relu", residual), columns)
 
 
 @pytest.mark.usefixtures("few_programs")

@@ -1,11 +1,13 @@
-"""What real sparse training gains on a CPU: linear layers and whole training steps.
+"""What real sparse training gains on a CPU: linear layers, convolutions and whole training steps.
 
-    python -m benchmarks.sparse_training [--seconds 2] [--threads 1,2] [--parts layers,models]
+    python -m benchmarks.sparse_training [--seconds 2] [--threads 1,2] [--parts PARTS]
                                          [--sparselab DIR] [--output docs/results/sparse_training]
 
+Parts are layers, convolutions and models.
+
 A step of a layer is its forward pass and all three gradients (input, weight, bias), as autograd runs it.
-Dense `nn.Linear`, an accelerated masked one and, where asked for, sparselab's SparseLinear take turns in
-blocks of calls with pauses in between. A step of a model is forward, backward and optimizer, masked and dense
+A dense layer, an accelerated masked one and, where asked for, sparselab's SparseLinear take turns in blocks
+of calls with pauses in between. A step of a model is forward, backward and optimizer, masked and dense
 against masked and accelerated. One thread is timed by its processor time, more by the wall clock; medians.
 `--sparselab` names a folder that holds that package (`pip install --target DIR sparselab==0.2.2`).
 Writes sparse_training.json and README.md.
@@ -37,8 +39,16 @@ from sparsify.masks import parse_pattern, set_mask
 
 Call = Callable[[], object]
 LAYERS = ((768, 3072, 256), (2048, 2048, 128), (192, 768, 2048))
+# Batch, input channels, output channels, kernel, stride, height and width.
+CONVOLUTIONS = (
+    (32, 64, 64, 3, 1, 28),
+    (32, 256, 256, 3, 1, 14),
+    (16, 128, 256, 3, 2, 28),
+    (16, 256, 1024, 1, 1, 14),
+    (128, 16, 16, 3, 1, 14),
+)
 SPARSITIES = (0.8, 0.9, 0.95)
-MODELS = ("gpt-192", "gpt-768", "resnet-16")
+MODELS = ("gpt-192", "gpt-768", "resnet-16", "resnet-64")
 MODEL_SPARSITIES = (0.9, 0.95)
 _KEPT: list[nn.Module] = []
 
@@ -75,6 +85,19 @@ def layer_calls(inputs: int, outputs: int, batch: int, sparsity: float, sparsela
         _KEPT.append(other)
         calls["sparselab"] = layer_step(other, x, dy)
     return calls
+
+
+def conv_calls(
+    batch: int, inputs: int, outputs: int, kernel: int, stride: int, size: int, sparsity: float
+) -> dict[str, Call]:
+    """The contestants for a convolution, by name."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, inputs, size, size, requires_grad=True)
+    dense, fast = (nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False) for _ in range(2))
+    dy = torch.randn_like(dense(x))
+    mask_layer(fast, sparsity)
+    sparsify.accelerate(nn.ModuleList([fast]), min_sparsity=0.0)
+    return {"dense": layer_step(dense, x, dy), "sparsify": layer_step(fast, x, dy)}
 
 
 def model_of(name: str) -> tuple[nn.Module, Callable[[], tuple[Tensor, Tensor]]]:
@@ -154,6 +177,12 @@ def measure(threads: int, parts: list[str], seconds: float, sparselab: Any) -> l
                     "ms": times,
                 }
             )
+    for shape in CONVOLUTIONS if "convolutions" in parts else ():
+        batch, inputs, outputs, kernel, stride, size = shape
+        of = f"{inputs}→{outputs}, {kernel}×{kernel}/{stride}, {batch} of {size}×{size}"
+        for sparsity in SPARSITIES:
+            times = interleaved(conv_calls(*shape, sparsity), seconds)
+            add({"of": of, "kind": "convolution", "sparsity": sparsity, "ms": times})
     for name in MODELS if "models" in parts else ():
         for sparsity in MODEL_SPARSITIES:
             calls, decisions = model_calls(name, sparsity)
@@ -165,7 +194,7 @@ def measure(threads: int, parts: list[str], seconds: float, sparselab: Any) -> l
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as markdown."""
     lines = []
-    for kind, base in (("layer", "dense"), ("model", "masked")):
+    for kind, base in (("layer", "dense"), ("convolution", "dense"), ("model", "masked")):
         found = [row for row in rows if row["kind"] == kind]
         if not found:
             continue
@@ -193,7 +222,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="of each contestant")
     parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--parts", default="layers,models")
+    parser.add_argument("--parts", default="layers,convolutions,models")
     parser.add_argument("--sparselab", type=Path, help="folder that holds the package")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)

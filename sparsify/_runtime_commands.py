@@ -51,6 +51,13 @@ def lower(
     target: Annotated[
         str, typer.Option(help="Where it is to run: cpu, or cuda (estimated for an H100, not measured).")
     ] = "cpu",
+    chains: Annotated[
+        bool | None,
+        typer.Option(
+            "--chains/--no-chains",
+            help="Run convolutions that feed each other image by image; decided if not given.",
+        ),
+    ] = None,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Replace nodes of an ONNX file by sparse operators where they are faster.
@@ -70,8 +77,11 @@ def lower(
     options["target"] = target
     if what_if is None:
         options |= {"weight_dtype": weight_dtype, "external_data": external_data}
+        options["chains"] = chains
     elif weight_dtype != "float32":
         raise typer.BadParameter("what-if times float32", param_hint="--weight-dtype")
+    elif chains is not None:
+        raise typer.BadParameter("what-if times every node by itself", param_hint="--chains/--no-chains")
     elif external_data:
         raise typer.BadParameter("what-if writes one file, a trial", param_hint="--external-data")
     options["batches"] = numbers(batch, int, "--batch") if batch else []

@@ -220,7 +220,21 @@ def speedup(
     stored: int | None = None,
     converted: tuple[bool, bool] = (False, False),
 ) -> float:
-    """Estimated dense time over sparse time.
+    """Estimated dense time over sparse time; arguments as for `times`."""
+    dense, sparse = times(candidate, size, machine, layout=layout, stored=stored, converted=converted)
+    return dense / sparse
+
+
+def times(
+    candidate: Candidate,
+    size: int,
+    machine: Machine,
+    *,
+    layout: str = "csr",
+    stored: int | None = None,
+    converted: tuple[bool, bool] = (False, False),
+) -> tuple[float, float]:
+    """Estimated ns of a node dense and sparse.
 
     Args:
         candidate: A matched node.
@@ -240,8 +254,8 @@ def speedup(
     sparse += STEP * size * (inputs * len(candidate.before) + outputs * len(candidate.after))
     sparse += CONVERT * size * (inputs * _steps(candidate) * converted[0] + outputs * converted[1])
     if machine.threads == 1:
-        return dense / (kernel.call + sparse)
-    return (FORK + dense / machine.threads) / (kernel.call + FORK + sparse / (EVENNESS * machine.threads))
+        return dense, kernel.call + sparse
+    return FORK + dense / machine.threads, kernel.call + FORK + sparse / (EVENNESS * machine.threads)
 
 
 def product_time(kernel: Kernel, shape: Sequence[int], size: int, entries: int, block_rows: int) -> float:

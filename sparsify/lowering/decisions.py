@@ -52,6 +52,7 @@ class Request:
         cache: Whether measured times are kept on disk and looked up there.
         progress: Told how far measuring has come.
         target: One of `TARGETS`.
+        chains: Whether convolutions that feed each other become one node; None where that pays.
     """
 
     tune: bool = False
@@ -63,10 +64,13 @@ class Request:
     cache: bool = True
     progress: Progress = silent
     target: str = "cpu"
+    chains: bool | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise UserError(f"unknown target {self.target!r}; choose one of {', '.join(TARGETS)}")
+        if self.chains and self.target == "cuda":
+            raise UserError("chains run on CPUs only: leave them out, or lower for cpu")
         if self.tune and self.target == "cuda" and PROVIDER not in onnxruntime.get_available_providers():
             raise UserError(
                 f"tuning for cuda measures on the GPU, and this ONNX Runtime has no {PROVIDER}: install "
@@ -105,16 +109,23 @@ def decide_all(
     if request.tune:
         return _measured(graph, source, matches, packer, request)
     machine = Machine.here(request.threads, request.target)
-    return _estimated(graph, candidates, _shapes(graph, request), machine)
+    return estimate_all(graph, candidates, shapes_asked(graph, request), machine)
 
 
-def _estimated(
+def estimate_all(
     graph: Graph,
     candidates: Sequence[Candidate],
     shapes: Sequence[Mapping[str, tuple[int, ...]]],
     machine: Machine,
 ) -> dict[int, Decision]:
-    """Decisions by estimate; each convolution that stays dense makes its sparse neighbours dearer."""
+    """Decisions by estimate; each convolution that stays dense makes its sparse neighbours dearer.
+
+    Args:
+        graph: Index of the source model.
+        candidates: What to decide.
+        shapes: Shapes of the graph's values at the sizes to decide for; empty for what the file says.
+        machine: What to decide for.
+    """
     if machine.target == "cuda":
         return {match.index: decide_gpu(match, graph, shapes) for match in candidates}
     decisions = {match.index: decide(match, graph, machine, shapes=shapes) for match in candidates}
@@ -137,7 +148,7 @@ def _estimated(
                 )
 
 
-def _shapes(graph: Graph, request: Request) -> list[dict[str, tuple[int, ...]]]:
+def shapes_asked(graph: Graph, request: Request) -> list[dict[str, tuple[int, ...]]]:
     """Shapes of the graph's values at the sizes that are asked for; empty where none are."""
     check_symbols(graph, request.sizes)
     if not request.batches and not request.sizes:
@@ -174,7 +185,7 @@ def _measured(
         progress=request.progress,
     )
     candidates = [match for match in matches if isinstance(match, Candidate)]
-    decisions = _estimated(graph, [m for m in candidates if m.index not in measured], shapes, machine)
+    decisions = estimate_all(graph, [m for m in candidates if m.index not in measured], shapes, machine)
     decisions |= {index: times.decision for index, times in measured.items()}
     chosen = choose(graph, matches, decisions)
     kept, said = take_back(

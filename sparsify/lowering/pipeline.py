@@ -8,6 +8,8 @@ from pathlib import Path
 from sparsify.errors import UserError
 from sparsify.lowering.attention_fusion import find_fusions
 from sparsify.lowering.candidate import Array, Candidate
+from sparsify.lowering.chain_choice import choose_chains
+from sparsify.lowering.chains import chain_names, find_regions, with_chains
 from sparsify.lowering.cost import Decision
 from sparsify.lowering.decisions import Match, Request, choose, decide_all, silent
 from sparsify.lowering.graph import Graph
@@ -36,6 +38,7 @@ def lower(
     weight_dtype: str = "float32",
     external_data: bool = False,
     target: str = "cpu",
+    chains: bool | None = None,
     progress: Progress = silent,
 ) -> LowerReport:
     """Replaces nodes with zeros in their weights by sparse operators where that is faster.
@@ -58,6 +61,8 @@ def lower(
             them. Constants of 2 GB and more go there in any case.
         target: "cpu", or "cuda" for ONNX Runtime's CUDA provider: decided by `gpu_cost`, unmeasured, or with
             `tune` on this machine's GPU.
+        chains: Whether sparse convolutions that feed each other become one node, which runs image by image;
+            None where that pays, which takes two images for each thread.
         progress: Called by `tune` with what is being done, how many of it are done, and how many there are.
 
     Returns:
@@ -78,6 +83,7 @@ def lower(
         cache=cache,
         progress=progress,
         target=target,
+        chains=chains,
     )
     if weight_dtype not in HALF_ULP:
         raise UserError(f"weights are stored as {', '.join(HALF_ULP)}, not {weight_dtype!r}")
@@ -85,12 +91,16 @@ def lower(
     matches = match_all(graph)
     packer = Packer(weight_dtype)
     decisions = decide_all(graph, source, matches, packer, request)
-    chosen = choose(graph, matches, decisions)
+    choice = choose_chains(graph, source, matches, decisions, packer, request)
+    chosen = choose(graph, matches, choice.decisions)
     model = rewrite(graph, chosen, packer, target=target) if chosen else graph.model
+    regions = find_regions(model) if choice.chained and chosen else []
+    names = chain_names(model, regions)
+    model = with_chains(model, regions) if regions else model
     with staged(model, written, external_data=external_data) as beside:
         epsilon = max(graph.epsilon, 2 * HALF_ULP[weight_dtype])
         error = _check(graph, source, beside, inputs, epsilon) if chosen else 0.0
-    layers = layer_reports(matches, decisions)
+    layers = layer_reports(matches, choice.decisions, names)
     data = data_files(written)
     attention = find_fusions(graph, chosen, target=target).reports
     return LowerReport(count_nodes(layers), error, stored_bytes(written, data), layers, data, attention)
@@ -105,12 +115,15 @@ def _check(
     return compare(expected, actual, what="lowered model against its source", epsilon=epsilon)
 
 
-def layer_reports(matches: Sequence[Match], decisions: Mapping[int, Decision]) -> tuple[LayerReport, ...]:
+def layer_reports(
+    matches: Sequence[Match], decisions: Mapping[int, Decision], chains: Mapping[str, str] | None = None
+) -> tuple[LayerReport, ...]:
     """What became of every weight-bearing node, in the file's order.
 
     Args:
         matches: All matches.
         decisions: Decision by the candidate's index.
+        chains: Name of the chain by the names of the nodes in it.
     """
     layers = []
     for match in matches:
@@ -120,8 +133,9 @@ def layer_reports(matches: Sequence[Match], decisions: Mapping[int, Decision]) -
         else:
             layout, reason = match.layout, match.reason
         kind = "dense" if layout is None else "sparse"
+        shape, chain = tuple(match.shape), (chains or {}).get(match.node)
         layers.append(
-            LayerReport(match.node, match.op, tuple(match.shape), match.density, layout, kind, reason)
+            LayerReport(match.node, match.op, shape, match.density, layout, kind, reason, chain=chain)
         )
     return tuple(layers)
 

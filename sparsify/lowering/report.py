@@ -19,6 +19,7 @@ class LayerReport:
         layout: Packed layout, None where the node stayed as it was.
         decision: "sparse" or "dense".
         reason: Why, in a sentence.
+        chain: Name of the chain that it is part of, None where it is a node of its own.
     """
 
     node: str
@@ -28,6 +29,7 @@ class LayerReport:
     layout: str | None
     decision: str
     reason: str
+    chain: str | None = None
 
 
 @dataclass(frozen=True)

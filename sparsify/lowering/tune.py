@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
+
 from sparsify.lowering.candidate import Array, Candidate
 from sparsify.lowering.cost import Decision, Machine, storage
 from sparsify.lowering.graph import Graph
@@ -211,11 +213,33 @@ def compare_files(
     Returns:
         For every size the median seconds of the source and of each variant.
     """
+    models = [rewrite(graph, chosen, packer, target=machine.target) for chosen in variants]
+    return compare_models(source, models, feeds, machine=machine)
+
+
+def compare_models(
+    source: Path,
+    models: Sequence[onnx.ModelProto],
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    machine: Machine,
+) -> list[list[float]]:
+    """Times a file and models that were made from it, in alternating blocks.
+
+    Args:
+        source: The source file.
+        models: What to compare with it.
+        feeds: Inputs, for every size.
+        machine: Threads to measure with, and where.
+
+    Returns:
+        For every size the median seconds of the source and of each model.
+    """
     with tempfile.TemporaryDirectory() as folder:
         files = [source]
-        for number, chosen in enumerate(variants):
+        for number, model in enumerate(models):
             files.append(Path(folder) / f"attempt-{number}.onnx")
-            with staged(rewrite(graph, chosen, packer, target=machine.target), files[-1]):
+            with staged(model, files[-1]):
                 pass
         providers = PROVIDERS[machine.target]
         sessions = [Session(file, threads=machine.threads, providers=providers) for file in files]

@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from sparsify.runtime import layouts
+from sparsify.runtime import conv_chain, layouts
 from sparsify.runtime.roofline import Roofline
 from sparsify.runtime.zero_filled import sparse_nodes
 
 _LINEAR = ("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "SparseLinear")
-_CONV = ("Conv", "FusedConv", "SparseConv")
+_CONV = ("Conv", "FusedConv", "SparseConv", conv_chain.OPERATOR)
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,43 @@ class SparseWeight:
 
 
 @dataclass(frozen=True)
-class Product:
-    """A node that multiplies by a matrix.
+class ChainWeights:
+    """The weights of a chain of sparse convolutions.
 
     Attributes:
-        weight: Dense shape of the matrix, outputs first.
+        maps: Names of its outer maps.
+        steps: The SparseConv nodes that it stands for, each with its weight.
+    """
+
+    maps: tuple[str, ...]
+    steps: tuple[tuple[onnx.NodeProto, SparseWeight], ...]
+
+    def products(self, inputs: Sequence[Sequence[int]]) -> tuple[Product, ...]:
+        """What its steps multiply, on outer maps of these shapes."""
+        shapes = {name: tuple(shape) for name, shape in zip(self.maps, inputs, strict=False)}
+        found = []
+        for node, weight in self.steps:
+            x = shapes[node.input[0]]
+            y = conv_chain.output_shape(node, x)
+            shapes[node.output[0]] = y
+            columns = math.prod(y) // y[1]
+            found.append(
+                Product(weight.shape, columns, 2.0 * weight.nonzeros * columns, weight.nbytes, weight.layout)
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A node that multiplies by a matrix, or by several one after another.
+
+    Attributes:
+        weight: Dense shape of the matrix, outputs first; empty where there are several.
         columns: Rows of activations, or output pixels.
         flops: Floating-point operations of the non-zeros that the node has.
         nbytes: Bytes of weights, inputs and outputs.
         decision: Layout, or "dense"; None where the matrix is no weight.
+        parts: The products that a chain stands for.
     """
 
     weight: tuple[int, ...]
@@ -53,6 +81,7 @@ class Product:
     flops: float
     nbytes: float
     decision: str | None
+    parts: tuple[Product, ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -60,14 +89,25 @@ class Product:
         return self.weight, self.columns
 
 
-def sparse_weights(model: onnx.ModelProto) -> dict[str, SparseWeight]:
+Weights = Mapping[str, SparseWeight | ChainWeights]
+
+
+def sparse_weights(model: onnx.ModelProto) -> dict[str, SparseWeight | ChainWeights]:
     """The weights of a model's sparse nodes, by the node's name.
 
     Args:
         model: The model with its external data loaded.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    return {node.name: _sparse_weight(node, constants) for node in sparse_nodes(model)}
+    found: dict[str, SparseWeight | ChainWeights] = {}
+    for node in sparse_nodes(model):
+        if node.op_type == conv_chain.OPERATOR:
+            steps = conv_chain.separate(node)
+            weights = tuple((step, _sparse_weight(step, constants)) for step in steps)
+            found[node.name] = ChainWeights(conv_chain.outer_values(steps), weights)
+        else:
+            found[node.name] = _sparse_weight(node, constants)
+    return found
 
 
 def _sparse_weight(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> SparseWeight:
@@ -84,7 +124,7 @@ def _sparse_weight(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProt
     return SparseWeight(packed.shape, packed.layout, nonzeros, packed.nbytes)
 
 
-def product_of(row: Mapping[str, Any], weights: Mapping[str, SparseWeight]) -> Product | None:
+def product_of(row: Mapping[str, Any], weights: Weights) -> Product | None:
     """What a profiled node multiplies; None for other nodes.
 
     Args:
@@ -96,6 +136,8 @@ def product_of(row: Mapping[str, Any], weights: Mapping[str, SparseWeight]) -> P
     x, y = row["inputs"][0], row["outputs"][0]
     moved = 4.0 * (math.prod(x) + math.prod(y))
     sparse = weights.get(row["node"])
+    if isinstance(sparse, ChainWeights):
+        return _chain_product(sparse, row["inputs"], moved)
     if sparse is not None:
         columns = math.prod(y) // sparse.shape[0]
         flops = 2.0 * sparse.nonzeros * columns
@@ -110,6 +152,13 @@ def product_of(row: Mapping[str, Any], weights: Mapping[str, SparseWeight]) -> P
     return Product(weight, math.prod(y) // weight[0], flops, moved + size, decision)
 
 
+def _chain_product(chain: ChainWeights, inputs: Sequence[Sequence[int]], moved: float) -> Product:
+    parts = chain.products(inputs)
+    flops, nbytes = sum(part.flops for part in parts), sum(part.nbytes for part in parts)
+    decision = ", ".join(dict.fromkeys(part.decision for part in parts if part.decision is not None))
+    return Product((), 0, flops, moved + nbytes, decision, parts)
+
+
 def _dense_weight(op: str, inputs: Sequence[Sequence[int]], y: Sequence[int]) -> tuple[int, ...] | None:
     """Shape of a dense node's matrix; ONNX Runtime leaves it out of the inputs where it packed it."""
     if op in _LINEAR:
@@ -119,7 +168,7 @@ def _dense_weight(op: str, inputs: Sequence[Sequence[int]], y: Sequence[int]) ->
 
 def annotate(
     rows: Sequence[Mapping[str, Any]],
-    weights: Mapping[str, SparseWeight],
+    weights: Weights,
     roofline: Roofline,
     baseline: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
@@ -135,7 +184,8 @@ def annotate(
         The rows with `shape` (of the matrix), `columns`, `gflops` (of the non-zeros that the node has),
         `roofline` (share of what the ceilings allow; above 1 where data stayed in a nearer cache than the
         bandwidth was measured in), `bound` ("compute" or "memory"), `decision` (layout or "dense"), and
-        `dense_us` (the baseline's mean over nodes of the same product); None where they mean nothing.
+        `dense_us` (the baseline's mean over nodes of the same product); None where they mean nothing. A chain
+        is one row without `shape` and `columns`; everything else is of all its convolutions together.
     """
     known: dict[object, list[float]] = {}
     for row in baseline:
@@ -155,13 +205,15 @@ def _annotated(
         names = ("shape", "columns", "gflops", "roofline", "bound", "decision", "dense_us")
         return kept | dict.fromkeys(names)
     seconds = max(1e-6 * row["us"], 1e-9)
-    dense = known.get(product.key)
+    dense = [known.get(part.key) for part in product.parts or (product,)]
+    means = [sum(found) / len(found) for found in dense if found]
+    chain = bool(product.parts)
     return kept | {
-        "shape": list(product.weight),
-        "columns": product.columns,
+        "shape": None if chain else list(product.weight),
+        "columns": None if chain else product.columns,
         "gflops": 1e-9 * product.flops / seconds,
         "roofline": roofline.seconds(product.flops, product.nbytes) / seconds,
         "bound": roofline.bound(product.flops, product.nbytes),
         "decision": product.decision,
-        "dense_us": None if dense is None else sum(dense) / len(dense),
+        "dense_us": sum(means) if len(means) == len(dense) else None,
     }

@@ -19,6 +19,7 @@ _NAMES = {
     "Conv": "conv",
     "FusedConv": "conv",
     "SparseConv": "conv",
+    "SparseConvChain": "conv chain",
 }
 
 

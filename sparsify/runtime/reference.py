@@ -6,6 +6,8 @@ Both compute `y = activation(W x + bias + residual)` in float64 and round once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +104,7 @@ def unfold(x: npt.NDArray[np.float32], packed: Packed) -> npt.NDArray[np.float32
         raise UserError(f"an input of shape {list(x.shape)} is smaller than the dilated kernel")
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
     taps = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
-    return np.moveaxis(taps, 1, 3).reshape(x.shape[0], *taps.shape[2:4], -1)
+    return np.moveaxis(taps, 1, 3).reshape(x.shape[0], *taps.shape[2:4], packed.matrix_shape[1])
 
 
 def sparse_conv(
@@ -121,6 +123,43 @@ def sparse_conv(
     sums = _product(unfold(x, packed), unpack(packed).reshape(packed.shape[0], -1))
     last = None if residual is None else np.moveaxis(residual, 1, -1)
     return np.ascontiguousarray(np.moveaxis(_finish(sums, bias, last, activation, bounds), -1, 1))
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """One convolution of a SparseConvChain; values are numbered, outer maps first, then what steps give.
+
+    Attributes:
+        packed: Its weight and geometry.
+        source: The value that it reads.
+        residual: The value that is added, -1 for none.
+        bias: `[out]`.
+        activation: One of `ACTIVATIONS`.
+        bounds: low and high of `clip`.
+    """
+
+    packed: Packed
+    source: int
+    residual: int = -1
+    bias: Array | None = None
+    activation: str = "none"
+    bounds: Bounds = UNBOUNDED
+
+
+def sparse_conv_chain(
+    maps: Sequence[npt.NDArray[np.float32]], steps: Sequence[ChainStep]
+) -> npt.NDArray[np.float32]:
+    """SparseConvChain: what the last step gives for outer maps `[N, C, H, W]`, each step rounded once.
+
+    Raises:
+        UserError: An input is smaller than the dilated kernel.
+    """
+    values = list(maps)
+    for step in steps:
+        residual = None if step.residual < 0 else values[step.residual]
+        x = values[step.source]
+        values.append(sparse_conv(x, step.packed, step.bias, residual, step.activation, step.bounds))
+    return values[-1]
 
 
 def attention(

@@ -12,7 +12,7 @@ namespace {
 struct Numbers {
   template <class Node>
   Numbers(const Node& node, size_t steps)
-      : inputs(node.Ints("inputs", steps)),
+      : sources(node.Ints("sources", steps)),
         in_channels(node.Ints("in_channels", steps)),
         out_channels(node.Ints("out_channels", steps)),
         kernels(node.Ints("kernel_shapes", 2 * steps)),
@@ -31,7 +31,7 @@ struct Numbers {
     return attributes;
   }
 
-  std::vector<int64_t> inputs, in_channels, out_channels, kernels, strides, pads, dilations;
+  std::vector<int64_t> sources, in_channels, out_channels, kernels, strides, pads, dilations;
 };
 
 // The number of steps and of outer maps, each within what can be meant.
@@ -91,7 +91,7 @@ class StepReader {
   chain::Step Read(size_t i) {
     chain::Step step;
     step.name = names_[i];
-    step.input = numbers_.inputs[i];
+    step.input = numbers_.sources[i];
     step.residual = residuals_[i];
     const std::string where = "step " + std::to_string(i) + " ('" + step.name + "')";
     step.ending = ReadEnding(i, where);
@@ -155,7 +155,7 @@ void SparseConvChain::InferShape(ShapeInference& shapes) {
   int64_t value = static_cast<int64_t>(maps + steps - 1);
   while (value >= static_cast<int64_t>(maps)) {
     path.push_back(static_cast<size_t>(value) - maps);
-    const int64_t before = numbers.inputs[path.back()];
+    const int64_t before = numbers.sources[path.back()];
     if (before < 0 || before >= value) throw Error("SparseConvChain: a step reads what is not there yet");
     value = before;
   }

@@ -29,10 +29,12 @@ test: install
 test-coverage: install
 	SPARSIFY_COVERAGE=all $(BIN)/python -m pytest tests/coverage --timeout 900
 
-# The GPU kernels against their reference and beside the libraries' own, on a CUDA device; fails without one.
+# The GPU kernels (Triton's, and ONNX Runtime's CUDA operators where onnxruntime-gpu is installed) against their
+# reference and beside the libraries' own, on a CUDA device; fails without one.
 test-gpu: install
 	$(BIN)/python -m pytest -n 0 -rs tests/gpu
 	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu_onnxruntime
 
 # The native test programs (tests/native), built beside the installed library.
 CONFIGURE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSIFY_TESTS=ON -DSPARSIFY_WERROR=ON -DSPARSIFY_CUDA=OFF

@@ -53,7 +53,9 @@ def environment_of(machine: Machine) -> dict[str, Any]:
         machine: Instruction set and threads that were measured with, and where.
     """
     content = library_path().read_bytes()
-    gpu = {} if machine.target == "cpu" else {"gpu": cuda_state().device} | precisions(machine.target)
+    gpu: dict[str, Any] = {}
+    if machine.target == "cuda":
+        gpu = {"gpu": cuda_state().device, **precisions(machine.target)}
     return gpu | {
         "cpu": cpu_model(),
         "kernel": machine.kernel,

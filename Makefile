@@ -29,8 +29,8 @@ test: install
 test-coverage: install
 	SPARSIFY_COVERAGE=all $(BIN)/python -m pytest tests/coverage --timeout 900
 
-# The GPU kernels (Triton's, and ONNX Runtime's CUDA operators where onnxruntime-gpu is installed) against their
-# reference and beside the libraries' own, on a CUDA device; fails without one.
+# The GPU kernels, Triton's and those of ONNX Runtime's CUDA provider (onnxruntime-gpu in the place of onnxruntime),
+# against their reference and beside the libraries' own, on a CUDA device; fails without one.
 test-gpu: install
 	$(BIN)/python -m pytest -n 0 -rs tests/gpu
 	$(BIN)/python -m benchmarks.gpu

@@ -1,4 +1,4 @@
-"""Runs the main job on scikit-learn's digits: dense, sparse of the same FLOPs, dense of the wide shape."""
+"""Runs the main job on digits: dense, sparse of the same FLOPs under two kinds of masks, dense and wide."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ TEST_EXAMPLES = 450
 TRAINING = ("--optimizer", "sgd", "--lr", "0.1", "--weight-decay", "0.0005", "--batch-size", "64")
 OPTIONS: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "batch_size": 64}
 SPARSITY = 0.75
+BLOCKS = "4x1"
+UNTRAINED = "{}-untrained.pt"
+ARCHIVES = {"dense": "model.pt", "sparse": "trained.pt2", "blocks": "trained-blocks.pt2", "wide": "wide.pt"}
 
 
 @dataclass
@@ -61,7 +64,7 @@ def run_demo(
     Args:
         folder: Folder to write into; made if missing.
         seed: Seed of weights, masks and data order.
-        steps: Optimizer steps of each of the three trainings.
+        steps: Optimizer steps of each of the four trainings.
         bench_seconds: Seconds of timing for each model and setting.
         say: Receives what is going on, line by line.
 
@@ -74,19 +77,19 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder, say)
     trained = {"dense": _train_dense(journal, "dense", DigitsCNN, seed, steps)}
-    transformed = _transform(journal, seed)
-    trained["sparse"] = _finetune(journal, "sparse.pt2", "trained.pt2", "rigl", seed, steps)
-    widths = _realised_widths(transformed)
+    transformed = {
+        "sparse": _transform(journal, "sparse.pt2", "unstructured", seed),
+        "blocks": _transform(journal, "blocks.pt2", BLOCKS, seed),
+    }
+    for name in transformed:
+        trained[name] = _finetune(journal, f"{name}.pt2", ARCHIVES[name], "rigl", seed, steps)
+    widths = _realised_widths(transformed["sparse"])
     trained["wide"] = _train_dense(journal, "wide", lambda: DigitsCNN(widths), seed, steps)
     exported = {
-        "dense": _export(journal, "model.pt", "dense.onnx", dense=True),
-        "sparse": _export(journal, "trained.pt2", "sparse.onnx", dense=False),
-        "wide": _export(journal, "wide.pt", "wide.onnx", dense=True),
+        name: _export(journal, archive, f"{name}.onnx", dense=name not in transformed)
+        for name, archive in ARCHIVES.items()
     }
-    timed = {
-        "sparse": _bench(journal, "sparse.onnx", bench_seconds),
-        "wide": _bench(journal, "wide.onnx", bench_seconds),
-    }
+    timed = {name: _bench(journal, f"{name}.onnx", bench_seconds) for name in ("sparse", "blocks", "wide")}
     data = _summary(folder, transformed, trained, exported, timed)
     data["commands"] = journal.lines
     data["steps"] = steps
@@ -102,11 +105,10 @@ def _train_dense(
 ) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = build()
-    untrained = f"{name}-untrained.pt"
+    untrained = UNTRAINED.format(name)
     journal.say(f"building the {name} model: {sum(p.numel() for p in model.parameters()):,} parameters")
     api.save(wrap(api.trace(model, (torch.zeros(EXAMPLES, 1, 8, 8),))), journal.folder / untrained)
-    output = "model.pt" if name == "dense" else f"{name}.pt"
-    return _finetune(journal, untrained, output, "dense", seed, steps)
+    return _finetune(journal, untrained, ARCHIVES[name], "dense", seed, steps)
 
 
 def _finetune(
@@ -122,16 +124,16 @@ def _finetune(
     )
 
 
-def _transform(journal: Journal, seed: int) -> dict[str, Any]:
-    journal.note(
-        "transform", "model.pt", "-o", "sparse.pt2", "--sparsity", str(SPARSITY), "--seed", str(seed)
-    )
+def _transform(journal: Journal, output: str, pattern: str, seed: int) -> dict[str, Any]:
+    how = ("--sparsity", str(SPARSITY), *(("--pattern", pattern) if pattern != "unstructured" else ()))
+    source = UNTRAINED.format("dense")
+    journal.note("transform", source, "-o", output, *how, "--seed", str(seed))
     return commands.transform(
-        journal.folder / "model.pt",
-        journal.folder / "sparse.pt2",
+        journal.folder / source,
+        journal.folder / output,
         plan_file=None,
         plan_only=False,
-        plan_options={"family": "wide", "sparsity": SPARSITY},
+        plan_options={"family": "wide", "sparsity": SPARSITY, "pattern": pattern},
         init="scratch",
         parameterization="supar",
         density_exponent=None,
@@ -174,17 +176,16 @@ def _median(timed: dict[str, Any], model: str, batch: int) -> dict[str, float]:
 
 def _summary(
     folder: Path,
-    transformed: dict[str, Any],
+    transformed: dict[str, dict[str, Any]],
     trained: dict[str, Any],
     exported: dict[str, Any],
     timed: dict[str, Any],
 ) -> dict[str, Any]:
     columns = {}
-    archives = {"dense": "model.pt", "sparse": "trained.pt2", "wide": "wide.pt"}
-    for name, archive in archives.items():
+    for name, archive in ARCHIVES.items():
         described = inspect_file(folder / archive, inputs=(), trust_pickle=False, factory=None)
         accuracy = trained[name]["metrics"]["accuracy"]
-        flops = transformed["flops"]["sparse"] if name == "sparse" else described["flops"]
+        flops = transformed[name]["flops"]["sparse"] if name in transformed else described["flops"]
         source, side = (timed["sparse"], "baseline") if name == "dense" else (timed[name], "model")
         columns[name] = {
             "flops": flops // EXAMPLES,
@@ -199,18 +200,20 @@ def _summary(
             "checkpoints": trained[name]["checkpoints"],
         }
     return {
-        "flops_ratio": transformed["flops"]["ratio"],
+        "flops_ratio": transformed["sparse"]["flops"]["ratio"],
         "accuracy": {name: columns[name]["accuracy"] for name in columns},
         "max_abs_error": exported["sparse"]["max_abs_error"],
         "latency_ms": {name: columns[name]["latency_ms"]["1"]["p50"] for name in columns},
         "files": {
-            "dense": str(folder / "model.pt"),
-            "sparse": str(folder / "trained.pt2"),
+            "dense": str(folder / ARCHIVES["dense"]),
+            "sparse": str(folder / ARCHIVES["sparse"]),
+            "blocks": str(folder / ARCHIVES["blocks"]),
             "onnx_dense": str(folder / "dense.onnx"),
             "onnx_sparse": str(folder / "sparse.onnx"),
+            "onnx_blocks": str(folder / "blocks.onnx"),
         },
         "columns": columns,
-        "layers": transformed["layers"],
+        "layers": transformed["sparse"]["layers"],
         "nodes": exported["sparse"]["nodes"],
         "lowered": exported["sparse"].get("layers", []),
         "environment": timed["sparse"]["environment"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sparsify.demo import model, run, run_demo
+from sparsify.demo import model, report, run, run_demo
 
 
 class Narrow(model.DigitsCNN):
@@ -28,5 +28,10 @@ def test_the_demonstration_runs_and_reports(tmp_path, monkeypatch):
     page = Path(data["files"]["report"]).read_text()
     assert page.count("data:image/png;base64,") == 2 and "http" not in page
     assert (
-        all(command.split()[0] == "sparsify" for command in data["commands"]) and len(data["commands"]) == 9
+        all(command.split()[0] == "sparsify" for command in data["commands"]) and len(data["commands"]) == 13
     )
+    assert data["columns"]["blocks"]["flops"] == data["columns"]["dense"]["flops"]
+    assert sum("--pattern 4x1" in command for command in data["commands"]) == 1
+    data["columns"]["sparse"]["latency_ms"] = {"1": {"p50": 3.0}, "64": {"p50": 40.0}}
+    data["columns"]["blocks"]["latency_ms"] = {"1": {"p50": 2.0}, "64": {"p50": 16.0}}
+    assert "1.50 and 2.50 times as fast" in report.advice(data)

@@ -14,6 +14,7 @@ from onnx import external_data_helper
 from sparsify import runtime
 from sparsify.lowering.model_file import data_files
 from sparsify.runtime.feeds import make_feeds
+from sparsify.runtime.joined import is_joined, output_shape, separate, separated
 from sparsify.runtime.session import DOMAIN
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+ +(.*)")
@@ -46,7 +47,18 @@ def run(path: Path, batch: int, threads: int) -> Run:
     session.run(make_feeds(model, batch))
     resident = _resident(model, path.parent)
     shapes = {row["node"]: tuple(row["inputs"][0]) for row in session.profile() if row["inputs"]}
+    for node in filter(is_joined, model.graph.node):
+        shapes |= _inside(node, shapes[node.name])
     return Run(shapes, resident)
+
+
+def _inside(node: onnx.NodeProto, x: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shape of the first input of every node that one node stands for; that one has a single outer map."""
+    values, shapes = {node.input[0]: x}, {}
+    for step in separate(node):
+        shapes[step.name] = values[step.input[0]]
+        values[step.output[0]], _ = output_shape(step, shapes[step.name])
+    return shapes
 
 
 def _settle(file: Path) -> None:
@@ -59,7 +71,8 @@ def _resident(model: onnx.ModelProto, folder: Path) -> int | None:
     """Bytes of packed weights in memory: their shares of mapped pages, and what the model file holds."""
     if sys.platform != "linux":
         return None
-    names = {name for node in model.graph.node if node.domain == DOMAIN for name in node.input[3:]}
+    ours = (node for node in model.graph.node if node.domain == DOMAIN)
+    names = {name for node in separated(ours) for name in node.input[3:]}
     total = 0
     parts: dict[str, list[tuple[int, int]]] = {}
     for tensor in model.graph.initializer:

@@ -3,8 +3,9 @@
 The estimate counts what a training step of a layer costs, in nanoseconds of one thread: a dense one for each
 weight and row of the batch, more in a narrow layer; a sparse one for each active weight and row, for bringing
 the rows of inputs and outputs into panels and back, for reading the weight and writing its gradient where
-they lie, dense, and for the calls. The figures are fitted to docs/results/sparse_training/README.md's; mostly
-their ratios count.
+they lie, dense, and for the calls. A convolution's rows are pixels; its tiles are gathered tap by tap, and
+where it has a stride, its input and that input's gradient are copied. The figures are fitted to
+docs/results/sparse_training/README.md's; mostly their ratios count.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 DENSE = 0.052
 NARROW = 48
 ACTIVE = 0.12
-PANELS = 2.4
-STORED = 0.85
-CALLS = 300e3
-DENSE_CONV = 0.045
-NARROW_CONV = 16
-PACKED = 0.06
+PANELS = 1.6
+STORED = 0.6
+CALLS = 200e3
+DENSE_CONV = 0.042
+NARROW_CONV = 8
+ACTIVE_CONV = 0.09
+TILES = 0.16
+PIXELS = 2.0
 ROWS = 512
 LEAST_GAIN = 1.15
 
@@ -58,18 +61,20 @@ def estimated_gain(out_features: int, in_features: int, density: float, rows: in
     return dense / (ACTIVE * density * weights * rows + panels + STORED * weights + CALLS)
 
 
-def estimated_conv_gain(weight: tuple[int, ...], density: float) -> float:
+def estimated_conv_gain(weight: tuple[int, ...], density: float, strides: tuple[int, ...] = (1, 1)) -> float:
     """Time of a dense training step of a convolution over that of a sparse one, on a CPU.
 
-    Pixels cost the same each, so their number does not matter once there are a few hundred.
+    All is counted for one pixel of the output; how many there are does not matter much beyond a few hundred.
 
     Args:
         weight: Sizes of the weight [out, in, kernel height, kernel width].
         density: Share of active weights.
+        strides: Vertical, horizontal.
     """
     out_channels, in_channels, height, width = weight
-    taps = height * width
+    taps, area = height * width, strides[0] * strides[1]
     weights = out_channels * in_channels * taps
     dense = DENSE_CONV * (1 + NARROW_CONV / min(out_channels, in_channels)) * weights
-    packed = PACKED * taps * (2 * in_channels + out_channels)
-    return dense / (ACTIVE * density * weights + packed + PANELS * (out_channels + in_channels))
+    tiles = TILES * taps * (2 * in_channels + out_channels)
+    pixels = in_channels * (area if area == 1 else 2 * area) + out_channels
+    return dense / (ACTIVE_CONV * density * weights + tiles + PIXELS * pixels)

@@ -132,7 +132,7 @@ def _decide(
     if entry.param.is_cuda:
         return decision(False, "nothing is measured on GPUs to estimate from: name min_sparsity")
     if isinstance(owner, nn.Conv2d):
-        gain, step = estimated_conv_gain(owner.weight.shape, density), "a training step"
+        gain, step = estimated_conv_gain(owner.weight.shape, density, owner.stride), "a training step"
     else:
         gain = estimated_gain(entry.param.shape[0], entry.param.shape[1], density, rows)
         step = f"a training step of {rows} rows"

@@ -13,7 +13,7 @@ from sparsify import dst
 from sparsify.errors import UserError
 from sparsify.masks import gradient_mask, masked_parameters, parse_pattern, set_mask
 from sparsify.operators import SparseLinear
-from sparsify.operators.decisions import estimated_gain
+from sparsify.operators.decisions import LEAST_GAIN, estimated_conv_gain, estimated_gain
 
 
 def masked(density: float = 0.1) -> nn.Sequential:
@@ -132,6 +132,14 @@ def test_the_estimate_falls_with_density_and_rises_with_size():
     assert estimated_gain(3072, 768, 0.1) > estimated_gain(64, 64, 0.1)
     assert estimated_gain(3072, 768, 1.0) < 1
     assert estimated_gain(192, 768, 0.1, 4096) > estimated_gain(192, 768, 0.1, 16)
+
+
+def test_the_estimate_of_a_convolution_knows_what_was_measured():
+    wide, narrow = (256, 256, 3, 3), (16, 16, 3, 3)
+    assert 2.5 < estimated_conv_gain(wide, 0.1) < 4 < estimated_conv_gain(wide, 0.05) < 6
+    assert estimated_conv_gain(narrow, 0.1) < LEAST_GAIN < estimated_conv_gain((64, 64, 3, 3), 0.1)
+    assert estimated_conv_gain(wide, 0.1, (2, 2)) < estimated_conv_gain(wide, 0.1)
+    assert estimated_conv_gain(wide, 1.0) < 1
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_the_estimate_falls_with_density_and_rises_with_size():
 
 
 def test_the_estimate_of_a_convolution_knows_what_was_measured():
-    wide, narrow = (256, 256, 3, 3), (16, 16, 3, 3)
+    wide, narrow = (256, 256, 3, 3), (8, 8, 3, 3)
     assert 2.5 < estimated_conv_gain(wide, 0.1) < 4 < estimated_conv_gain(wide, 0.05) < 6
     assert estimated_conv_gain(narrow, 0.1) < LEAST_GAIN < estimated_conv_gain((64, 64, 3, 3), 0.1)
     assert estimated_conv_gain(wide, 0.1, (2, 2)) < estimated_conv_gain(wide, 0.1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparsify.errors import RuntimeLibraryError
 from sparsify.runtime import Session, layouts, library_path
 from sparsify.runtime.reference import sparse_linear
 from tests.runtime.graphs import masked, one_node, values
@@ -110,3 +111,12 @@ def test_sessions_on_the_cpu_run_with_both_sets_of_operators(monkeypatch: pytest
     assert session.get_providers() == ["CPUExecutionProvider"]
     got = session.run({"x": x})["y"]
     np.testing.assert_allclose(got, sparse_linear(x, packed, activation="relu"), rtol=1e-5, atol=1e-5)
+
+
+def test_a_precision_that_does_not_exist_is_named_and_others_leave_the_cpu_alone():
+    packed = layouts.pack_linear(masked((16, 37), 0.3), layout="blocks-8")
+    graph, x = one_node(packed, ["n", 37]), values((20, 37))
+    with pytest.raises(RuntimeLibraryError, match="cuda_precision must be float32, tf32 or half, not 'int8'"):
+        Session(graph, config={"ai.sparsify.cuda_precision": "int8"})
+    rounded = Session(graph, config={"ai.sparsify.cuda_precision": "half"}).run({"x": x})["y"]
+    np.testing.assert_array_equal(rounded, Session(graph).run({"x": x})["y"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import nn, optim
 
 import sparsify
-from sparsify.masks import masked_parameters, set_mask
+from sparsify import dst
+from sparsify.masks import masked_parameters, parse_pattern, set_mask
 from sparsify.operators import SparseConv2d, sparse_conv2d
 from sparsify.operators.conv import _backward, _forward
 
@@ -183,3 +184,69 @@ def test_undone():
     assert type(model[0]) is SparseConv2d
     sparsify.decelerate(model)
     assert type(model[0]) is nn.Conv2d and masked_parameters(model)
+
+
+STEPS = 18
+METHODS = {
+    "static": lambda model, optimizer: dst.Static(model, optimizer, total_steps=STEPS),
+    "set": lambda model, optimizer: dst.SET(model, optimizer, total_steps=STEPS, update_every=5),
+    "rigl": lambda model, optimizer: dst.RigL(model, optimizer, total_steps=STEPS, update_every=5),
+    "srigl": lambda model, optimizer: dst.SRigL(model, optimizer, total_steps=STEPS, update_every=5),
+    "momentum": lambda model, optimizer: dst.SparseMomentum(
+        model, optimizer, total_steps=STEPS, update_every=5
+    ),
+    "gmp": lambda model, optimizer: dst.GMP(
+        model, optimizer, total_steps=STEPS, update_every=5, target=0.1, start_fraction=0.0
+    ),
+}
+
+
+def trained(method: str, accelerated: bool) -> nn.Module:
+    """A small network after some steps, with masks on both convolutions in the middle."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 16, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    )
+    if method == "srigl":
+        example = (torch.randn(2, 3, 9, 9),)
+        options = {"family": "masked", "sparsity": 0.75, "pattern": "fan-in", "only": ["2", "4"]}
+        model = sparsify.transform(model, example, parameterization="sp", **options)
+    else:
+        pattern = parse_pattern("unstructured")
+        for layer in (model[2], model[4]):
+            shape = layer.weight.shape
+            set_mask(layer, "weight", pattern.random(shape, pattern.count(shape, 0.25)))
+    if accelerated:
+        sparsify.accelerate(model, min_sparsity=0.0)
+        assert sum(type(module) is SparseConv2d for module in model.modules()) == 2
+    optimizer = optim.AdamW(model.parameters(), lr=3e-3)
+    algorithm = METHODS[method](model, optimizer)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        x = torch.randn(8, 3, 9, 9, generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), x[:, :, 4, 4].abs().argmax(1)).backward()
+        optimizer.step()
+    algorithm.remove()
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_takes_the_same_course(method):
+    plain, fast = trained(method, accelerated=False), trained(method, accelerated=True)
+    start = masked_parameters(trained("static", accelerated=False))
+    found = masked_parameters(fast)
+    assert len(found) == 2
+    for fqn, want in masked_parameters(plain).items():
+        assert torch.equal(found[fqn].mask, want.mask)
+        torch.testing.assert_close(found[fqn].param, want.param, rtol=1e-3, atol=1e-4)
+        if method != "static":
+            assert not torch.equal(want.mask, start[fqn].mask)

@@ -25,6 +25,7 @@ from benchmarks.cpu.layers import write_layer
 from sparsify import lowering
 from sparsify.errors import RuntimeLibraryError
 from sparsify.runtime import library
+from sparsify.runtime.joined import separated
 from sparsify.runtime.layer_weights import natural_layout
 from sparsify.runtime.layouts import Packed, tensor_structures
 from sparsify.runtime.zero_filled import sparse_nodes
@@ -118,7 +119,7 @@ def _rows(cell: Cell, plain: Path, layout: str | None, dtype: str) -> list[dict[
 def packed_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, Packed]]:
     """The packed weights of a lowered model's nodes, by name."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in sparse_nodes(model):
+    for node in separated(sparse_nodes(model)):
         attributes: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "SparseLinear":
             shape: Shape = (attributes["out_features"], attributes["in_features"])

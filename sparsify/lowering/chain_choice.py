@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 
 from sparsify.lowering.candidate import Candidate
-from sparsify.lowering.chains import find_regions, with_chains
+from sparsify.lowering.chains import find_regions, with_joined
 from sparsify.lowering.cost import Decision, Machine, columns, times
 from sparsify.lowering.decisions import Match, Request, choose, estimate_all, shapes_asked
 from sparsify.lowering.graph import Graph
@@ -108,7 +108,7 @@ def image_shapes(graph: Graph, request: Request) -> list[dict[str, tuple[int, ..
 def joined(graph: Graph, choice: Choice, matches: Sequence[Match], packer: Packer) -> onnx.ModelProto:
     """The lowered model of a choice."""
     model = rewrite(graph, choose(graph, matches, choice.decisions), packer)
-    return with_chains(model, find_regions(model)) if choice.chained else model
+    return with_joined(model, find_regions(model)) if choice.chained else model
 
 
 def _joins(candidate: Candidate) -> bool:

@@ -9,9 +9,10 @@ from sparsify.errors import UserError
 from sparsify.lowering.attention_fusion import find_fusions
 from sparsify.lowering.candidate import Array, Candidate
 from sparsify.lowering.chain_choice import choose_chains
-from sparsify.lowering.chains import chain_names, find_regions, with_chains
+from sparsify.lowering.chains import find_regions, joined_names, with_joined
 from sparsify.lowering.cost import Decision
 from sparsify.lowering.decisions import Match, Request, choose, decide_all, silent
+from sparsify.lowering.feed_forward import find_pairs
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.integrity import check_written
 from sparsify.lowering.matching import match_all
@@ -95,8 +96,9 @@ def lower(
     chosen = choose(graph, matches, choice.decisions)
     model = rewrite(graph, chosen, packer, target=target) if chosen else graph.model
     regions = find_regions(model) if choice.chained and chosen else []
-    names = chain_names(model, regions)
-    model = with_chains(model, regions) if regions else model
+    regions += find_pairs(model) if chosen and target == "cpu" else []
+    names = joined_names(model, regions)
+    model = with_joined(model, regions) if regions else model
     with staged(model, written, external_data=external_data) as beside:
         epsilon = max(graph.epsilon, 2 * HALF_ULP[weight_dtype])
         error = _check(graph, source, beside, inputs, epsilon) if chosen else 0.0

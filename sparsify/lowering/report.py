@@ -19,7 +19,7 @@ class LayerReport:
         layout: Packed layout, None where the node stayed as it was.
         decision: "sparse" or "dense".
         reason: Why, in a sentence.
-        chain: Name of the chain that it is part of, None where it is a node of its own.
+        chain: Name of the node that it became a part of, with others; None where it is a node of its own.
     """
 
     node: str

@@ -7,7 +7,7 @@ outer maps first, then what the steps give.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -27,11 +27,6 @@ def outer_values(nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
     made = {node.output[0] for node in nodes}
     reads = (value for node in nodes for value in (node.input[0], node.input[2]) if value)
     return tuple(dict.fromkeys(value for value in reads if value not in made))
-
-
-def chain_name(nodes: Sequence[onnx.NodeProto]) -> str:
-    """What a chain of these nodes is called."""
-    return f"{nodes[0].name}..{nodes[-1].name}"
 
 
 def join(nodes: Sequence[onnx.NodeProto]) -> onnx.NodeProto:
@@ -68,7 +63,7 @@ def join(nodes: Sequence[onnx.NodeProto]) -> onnx.NodeProto:
         OPERATOR,
         [*outer, *(name for names in constants for name in names if name)],
         [nodes[-1].output[0]],
-        name=chain_name(nodes),
+        name=f"{nodes[0].name}..{nodes[-1].name}",
         domain=DOMAIN,
         **attributes,
     )
@@ -101,15 +96,6 @@ def output_shape(node: onnx.NodeProto, shape: Sequence[int]) -> tuple[int, ...]:
         pads = settings["pads"][axis] + settings["pads"][axis + 2]
         sides.append((shape[2 + axis] + pads - reach - 1) // settings["strides"][axis] + 1)
     return shape[0], settings["out_channels"], *sides
-
-
-def without_chains(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes, with those that a chain stands for in place of every chain."""
-    for node in nodes:
-        if node.domain == DOMAIN and node.op_type == OPERATOR:
-            yield from separate(node)
-        else:
-            yield node
 
 
 def _separated(node: onnx.NodeProto, settings: dict[str, Any]) -> list[onnx.NodeProto]:

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from sparsify.runtime import conv_chain, layouts
+from sparsify.runtime import conv_chain, feed_forward, joined, layouts
 from sparsify.runtime.roofline import Roofline
 from sparsify.runtime.zero_filled import sparse_nodes
 
-_LINEAR = ("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "SparseLinear")
+_LINEAR = ("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "SparseLinear", feed_forward.OPERATOR)
 _CONV = ("Conv", "FusedConv", "SparseConv", conv_chain.OPERATOR)
 
 
@@ -38,11 +38,11 @@ class SparseWeight:
 
 @dataclass(frozen=True)
 class ChainWeights:
-    """The weights of a chain of sparse convolutions.
+    """The weights of sparse nodes that one node stands for.
 
     Attributes:
-        maps: Names of its outer maps.
-        steps: The SparseConv nodes that it stands for, each with its weight.
+        maps: Names of what it reads, without weights.
+        steps: The nodes that it stands for, each with its weight.
     """
 
     maps: tuple[str, ...]
@@ -54,9 +54,8 @@ class ChainWeights:
         found = []
         for node, weight in self.steps:
             x = shapes[node.input[0]]
-            y = conv_chain.output_shape(node, x)
+            y, columns = joined.output_shape(node, x)
             shapes[node.output[0]] = y
-            columns = math.prod(y) // y[1]
             found.append(
                 Product(weight.shape, columns, 2.0 * weight.nonzeros * columns, weight.nbytes, weight.layout)
             )
@@ -73,7 +72,7 @@ class Product:
         flops: Floating-point operations of the non-zeros that the node has.
         nbytes: Bytes of weights, inputs and outputs.
         decision: Layout, or "dense"; None where the matrix is no weight.
-        parts: The products that a chain stands for.
+        parts: The products that a joined node stands for.
     """
 
     weight: tuple[int, ...]
@@ -101,8 +100,8 @@ def sparse_weights(model: onnx.ModelProto) -> dict[str, SparseWeight | ChainWeig
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found: dict[str, SparseWeight | ChainWeights] = {}
     for node in sparse_nodes(model):
-        if node.op_type == conv_chain.OPERATOR:
-            steps = conv_chain.separate(node)
+        if joined.is_joined(node):
+            steps = joined.separate(node)
             weights = tuple((step, _sparse_weight(step, constants)) for step in steps)
             found[node.name] = ChainWeights(conv_chain.outer_values(steps), weights)
         else:

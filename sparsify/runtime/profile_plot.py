@@ -20,6 +20,7 @@ _NAMES = {
     "FusedConv": "conv",
     "SparseConv": "conv",
     "SparseConvChain": "conv chain",
+    "SparseFeedForward": "feed-forward",
 }
 
 

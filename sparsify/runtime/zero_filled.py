@@ -11,12 +11,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sparsify.errors import UnsupportedModelError
-from sparsify.runtime import conv_chain, layouts
+from sparsify.runtime import joined, layouts
 from sparsify.runtime.attention import ATTENTION, standard_attention
 from sparsify.runtime.session import DOMAIN
 
 Array = np.ndarray[Any, np.dtype[Any]]
-OPERATORS = ("SparseLinear", "SparseConv", conv_chain.OPERATOR)
+OPERATORS = ("SparseLinear", "SparseConv", *joined.OPERATORS)
 
 
 def sparse_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -41,7 +41,7 @@ def zero_filled(model: onnx.ModelProto) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     added: list[onnx.TensorProto] = []
-    for node in conv_chain.without_chains(model.graph.node):
+    for node in joined.separated(model.graph.node):
         if node.domain == DOMAIN and node.op_type in OPERATORS:
             expanded, weights = _expand(node, constants)
             nodes.extend(expanded)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from sparsify.errors import UserError
 from sparsify.lowering import chain_choice, decisions, lower, tune
-from sparsify.lowering.chains import find_regions, with_chains
+from sparsify.lowering.chains import find_regions, with_joined
 from sparsify.lowering.cost import Decision
 from sparsify.runtime import Session
 from sparsify.runtime.conv_chain import OPERATOR, join, separate
@@ -120,7 +120,7 @@ def test_a_bias_that_a_caller_may_replace_keeps_its_node_apart(tmp_path):
     free.graph.node[1].input[1] = "bias"
     free.graph.input.append(helper.make_tensor_value_info("bias", TensorProto.FLOAT, [8]))
     assert find_regions(free) == []
-    assert operators(with_chains(result, [(0, 1)])) == [OPERATOR, "SparseConv"]
+    assert operators(with_joined(result, [(0, 1)])) == [OPERATOR, "SparseConv"]
     assert join(list(result.graph.node)).name == "a_Conv..y_Conv"
 
 

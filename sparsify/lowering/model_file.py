@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import math
 import os
@@ -100,7 +101,7 @@ def staged(model: onnx.ModelProto, path: Path, *, external_data: bool = False) -
         UserError: The directory is missing or cannot be written, or the model is too large for the format.
     """
     beside = path.with_name(f".{path.stem}.{os.getpid()}.partial.onnx")
-    older = set(path.parent.glob(f"{path.stem}-*.data")) if path.parent.is_dir() else set()
+    older = _data_beside(path)
     data: Path | None = None
     try:
         try:
@@ -141,7 +142,9 @@ def publish(path: Path, target: Path) -> None:
 
 
 def data_files(path: Path) -> tuple[str, ...]:
-    """Names of the external data that a model file refers to, as seen from its folder."""
+    """Names of the external data of a model that `staged` wrote, as seen from its folder."""
+    if not _data_beside(path):  # most models: a file of gigabytes is not read for that
+        return ()
     model = onnx.load(path, load_external_data=False)
     names = {
         entry.value
@@ -150,6 +153,11 @@ def data_files(path: Path) -> tuple[str, ...]:
         if entry.key == "location"
     }
     return tuple(sorted(names))
+
+
+def _data_beside(path: Path) -> set[Path]:
+    """Files that are named as this model's external data would be."""
+    return set(path.parent.glob(f"{glob.escape(path.stem)}-*.data")) if path.parent.is_dir() else set()
 
 
 def _bytes(tensor: TensorProto) -> int:

@@ -30,6 +30,7 @@ from sparsify.onnx_export.tidy import tidy
 from sparsify.runtime import Session
 
 _DISTRIBUTION = "sparsify-ift"
+_TALKATIVE = ("torch.onnx", "onnxscript.optimizer._constant_folding")
 
 
 def export(
@@ -142,14 +143,16 @@ def _arrays(result: Any) -> list[np.ndarray]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's talk about optional packages off the user's terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keeps off the terminal what the exporter says of packages, and of nodes that it could not fold."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

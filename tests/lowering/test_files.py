@@ -180,6 +180,16 @@ def test_external_data_of_any_size_where_it_is_asked_for(tmp_path, built):
     np.testing.assert_array_equal(actual, expected)
 
 
+def test_models_without_data_files_are_not_read_again(tmp_path, built, monkeypatch):
+    path = tmp_path / "model[1].onnx"
+    with model_file.staged(built, path, external_data=True):
+        pass
+    assert len(model_file.data_files(path)) == 1
+    onnx.save(built, tmp_path / "plain.onnx")
+    monkeypatch.delattr(onnx, "load")
+    assert model_file.data_files(tmp_path / "plain.onnx") == ()
+
+
 def test_constants_too_small_to_move_leave_no_empty_file(tmp_path, built):
     built.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((4, 2), np.float32), "w"))
     with model_file.staged(built, tmp_path / "a.onnx", external_data=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx
 import pytest
@@ -161,6 +163,17 @@ def test_transformer_keeps_batch_and_length_open(tmp_path):
 def test_model_without_example_inputs_says_how_to_give_them(tmp_path, net):
     with pytest.raises(UserError, match=r"args=\(x,\)"):
         export(net, tmp_path / "net.onnx")
+
+
+def test_nodes_that_could_not_be_folded_are_not_talked_of_and_all_else_is(caplog):
+    folding, other = (
+        logging.getLogger(f"onnxscript.optimizer.{name}") for name in ("_constant_folding", "x")
+    )
+    with writer._quiet():
+        folding.warning("Evaluation failed: cannot reshape array of size 1 into shape (1,16)")
+        other.warning("heard")
+    folding.warning("heard again")
+    assert [record.message for record in caplog.records] == ["heard", "heard again"]
 
 
 def test_missing_folder_is_found_before_the_work(tmp_path, net):

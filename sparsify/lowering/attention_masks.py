@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
 
+from sparsify.lowering.attention_shapes import shape_of
 from sparsify.lowering.constants import Array, attribute
 from sparsify.lowering.graph import STANDARD, Dim, Graph
 
@@ -60,6 +62,8 @@ def spread(graph: Graph, name: str, depth: int = _DEPTH) -> Array | None:
         return None
     if node.op_type == "Cast":
         return value.astype(onnx.helper.tensor_dtype_to_np_dtype(attribute(node, "to", 0)))
+    if node.op_type == "Trilu":
+        return _triangle(graph, node, value)
     if node.op_type == "Unsqueeze":
         axes = graph.constant(node.input[1]) if len(node.input) > 1 else attribute(node, "axes", None)
         if isinstance(axes, np.ndarray | list):
@@ -72,6 +76,20 @@ def _expanded(graph: Graph, node: onnx.NodeProto, depth: int) -> Array | None:
     if value is None or rank is None or rank < value.ndim:
         return None
     return value.reshape((1,) * (rank - value.ndim) + value.shape)
+
+
+def _triangle(graph: Graph, node: onnx.NodeProto, value: Array) -> Array | None:
+    shape = shape_of(graph, node.input[0])
+    sizes = [size for size in (shape or ())[-2:] if isinstance(size, int)]
+    if (
+        (len(node.input) > 1 and node.input[1])
+        or len(sizes) != 2
+        or math.prod(sizes) > _LARGEST
+        or value.ndim < 2
+    ):
+        return None
+    whole = np.broadcast_to(value, (*value.shape[:-2], *sizes))
+    return np.triu(whole) if attribute(node, "upper", 1) else np.tril(whole)
 
 
 def _computed(node: onnx.NodeProto, operands: list[Array | None]) -> Array | None:

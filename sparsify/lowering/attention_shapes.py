@@ -56,6 +56,39 @@ def _slice(graph: Graph, node: onnx.NodeProto, whole: tuple[Dim, ...]) -> tuple[
     return whole[first:last]
 
 
+def number(graph: Graph, name: str, depth: int = _DEPTH) -> float | None:
+    """Value of a scalar made of constants and known sizes, as a scale that is a root of the head size.
+
+    Args:
+        graph: The indexed graph.
+        name: The value.
+        depth: Nodes to look back at most.
+    """
+    constant = graph.scalar(name)
+    node = graph.nodes[graph.producer[name]] if name in graph.producer else None
+    if constant is not None or node is None or depth == 0 or node.domain not in STANDARD:
+        return constant
+    if node.op_type in ("Slice", "Gather"):
+        sizes = sizes_in(graph, name)
+        return (
+            float(sizes[0]) if sizes is not None and len(sizes) == 1 and isinstance(sizes[0], int) else None
+        )
+    if node.op_type not in (*_SAME, "Sqrt", "Div", "Mul"):
+        return None
+    read = node.input[:1] if node.op_type in _SAME else node.input
+    values = [number(graph, item, depth - 1) for item in read]
+    first, *others = values
+    if first is None or None in others:
+        return None
+    if node.op_type == "Sqrt":
+        return math.sqrt(first) if first >= 0.0 else None
+    if node.op_type == "Mul":
+        return first * (others[0] or 0.0)
+    if node.op_type == "Div":
+        return first / others[0] if others[0] else None
+    return first
+
+
 def shape_of(graph: Graph, name: str, depth: int = _DEPTH) -> Shape | None:
     """Shape of a value, also where inference lost it behind Reshape, Transpose or a product with a scalar.
 
@@ -70,12 +103,22 @@ def shape_of(graph: Graph, name: str, depth: int = _DEPTH) -> Shape | None:
         return known
     if node.op_type == "Reshape":
         return reshaped(graph, node, shape_of(graph, node.input[0], depth - 1))
+    if node.op_type == "Expand":
+        source, target = shape_of(graph, node.input[0], depth - 1), sizes_in(graph, node.input[1])
+        ones = source is not None and all(size == 1 for size in source)
+        return target if ones and target is not None and len(target) >= len(source or ()) else known
+    if node.op_type == "Trilu":
+        return shape_of(graph, node.input[0], depth - 1)
+    if node.op_type in ("Equal", "Where"):
+        parts = [shape_of(graph, item, depth - 1) for item in node.input]
+        sized = [part for part in parts if part != ()]
+        return sized[0] if len(sized) == 1 else known
     if node.op_type == "Transpose":
         source = shape_of(graph, node.input[0], depth - 1)
         perm: list[int] = attribute(node, "perm", [])
         return known if source is None or len(perm) != len(source) else tuple(source[axis] for axis in perm)
     if node.op_type in ("Mul", "Div"):
-        inner = [item for item in node.input if graph.scalar(item) is None]
+        inner = [item for item in node.input if number(graph, item) is None]
         return shape_of(graph, inner[0], depth - 1) if len(inner) == 1 else known
     return known
 

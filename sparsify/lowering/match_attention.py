@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from sparsify.lowering.attention_masks import HIDDEN, hides_later, hides_nothing, spread, visible_by
-from sparsify.lowering.attention_shapes import reshaped, shape_of, sizes_in
+from sparsify.lowering.attention_shapes import number, reshaped, shape_of, sizes_in
 from sparsify.lowering.graph import STANDARD, Dim, Graph, Refused, Shape, attribute
 
 _PER_HEAD = [0, 2, 1, 3]
@@ -170,7 +170,7 @@ def _unscaled(graph: Graph, name: str) -> tuple[str, float]:
     """What a value is a scalar multiple of, and the factor."""
     factor = 1.0
     while (node := _node(graph, name, "Mul", "Div")) is not None:
-        scalars = [graph.scalar(item) for item in node.input]
+        scalars = [number(graph, item) for item in node.input]
         if scalars[1] is not None and (node.op_type == "Mul" or scalars[1] != 0.0):
             name = node.input[0]
             factor = factor * scalars[1] if node.op_type == "Mul" else factor / scalars[1]
@@ -205,13 +205,13 @@ def _scores(graph: Graph, name: str) -> _Scores | Refused:
         node = _node(graph, name, "Mul", "Div")
         if node is None:
             break
-        inner = [item for item in node.input if graph.scalar(item) is None]
+        inner = [item for item in node.input if number(graph, item) is None]
         if len(inner) != 1 or (node.op_type == "Div" and inner[0] != node.input[0]):
             break
-        number = graph.scalar(node.input[1] if inner[0] == node.input[0] else node.input[0])
-        if number is None or (node.op_type == "Div" and number == 0.0):
+        by = number(graph, node.input[1] if inner[0] == node.input[0] else node.input[0])
+        if by is None or (node.op_type == "Div" and by == 0.0):
             break
-        factor = factor * number if node.op_type == "Mul" else factor / number
+        factor = factor * by if node.op_type == "Mul" else factor / by
         name = inner[0]
     return Refused(reason)
 
@@ -247,7 +247,7 @@ def _mask(
         causal = True
     if scores.added is None:
         return None, causal
-    added = graph.shapes.get(scores.added)
+    added = shape_of(graph, scores.added)
     fits = added is not None and len(added) <= len(shape)
     if not fits or any(
         dim not in (1, whole) for dim, whole in zip(reversed(added or ()), reversed(shape), strict=False)

@@ -23,10 +23,12 @@ class Spelling:
         size: Of a head.
         length: Size or symbol of the sequence.
         keys: "two" Transposes, "one", or "flat": through three dimensions.
-        scale: "product", "divided", "both" (half of it each on q and k), "query" or "none".
+        scale: "product", "divided", "both" (half of it each on q and k), "query",
+            "sizes" (worked out from a shape) or "none".
         guard: Whether NaN becomes 0.
         mask: "none", "zeros", "expanded" (zeros over a batch), "causal", "lowest" (causal, the smallest
-            float), "where", "where_not" (causal, scores are replaced), "given" (an input), "constant".
+            float), "where", "where_not" (causal, scores are replaced), "given" (an input), "constant",
+            "trilu" (causal, made in the graph).
         opset: Of the standard operators.
         sizes_in_graph: Whether the targets of Reshape are put together from Shape.
         outputs: Inner values that are outputs too.
@@ -128,6 +130,11 @@ class Spelling:
             c["scale"] = np.array(self.size**-0.25, np.float32)
             nodes = [node("Mul", ["q4", "scale"], "q_scaled"), node("Mul", ["scale", "kt"], "k_scaled")]
             q, k = "q_scaled", "k_scaled"
+        elif self.scale == "sizes":
+            nodes, q = (
+                [*self._scale_of_sizes(c), node("Mul", ["q4", "scale_of_sizes"], "q_scaled")],
+                "q_scaled",
+            )
         elif self.scale == "query":
             nodes, q = [node("Mul", ["q4", "scale"], "q_scaled")], "q_scaled"
         nodes.append(node("MatMul", [q, k], "product"))
@@ -139,6 +146,16 @@ class Spelling:
             op = "Mul" if self.scale == "product" else "Div"
             nodes.append(node(op, ["product", "scale"], scores))
         return nodes + self._mask(c, scores)
+
+    def _scale_of_sizes(self, c: Constants) -> list[onnx.NodeProto]:
+        c |= {"one": np.ones((), np.float32), "last_axis": np.array([-1]), "behind": np.array([2**63 - 1])}
+        return [
+            node("Shape", ["q4"], "q_sizes"),
+            node("Slice", ["q_sizes", "last_axis", "behind"], "q_size"),
+            node("Cast", ["q_size"], "q_size_float", to=1),
+            node("Sqrt", ["q_size_float"], "root"),
+            node("Div", ["one", "root"], "scale_of_sizes"),
+        ]
 
     def _mask(self, c: Constants, scores: str) -> list[onnx.NodeProto]:
         length = self.length if isinstance(self.length, int) else 1
@@ -161,6 +178,19 @@ class Spelling:
                 node("Concat", ["x_sizes", "tail"], "mask_shape", axis=0),
                 node("Expand", ["all", "mask_shape"], "expanded"),
                 node("Where", ["expanded", "zero", "low"], "mask"),
+                node("Add", [scores, "mask"], "masked"),
+            ]
+        if self.mask == "trilu":
+            c |= {
+                "yes": np.ones((1, 1), bool),
+                "square": np.array([length, length]),
+                "no": np.zeros((), bool),
+            }
+            return [
+                node("Expand", ["yes", "square"], "all_seen"),
+                node("Trilu", ["all_seen"], "seen", upper=0),
+                node("Equal", ["seen", "no"], "unseen"),
+                node("Where", ["unseen", "low", "zero"], "mask"),
                 node("Add", [scores, "mask"], "masked"),
             ]
         if self.mask in ("causal", "lowest"):

@@ -36,6 +36,8 @@ SPELLINGS = [
     Spelling(mask="lowest"),
     Spelling(mask="where"),
     Spelling(mask="where_not"),
+    Spelling(mask="trilu", scale="sizes"),
+    Spelling(scale="sizes", length="length", sizes_in_graph=True),
     Spelling(mask="given"),
     Spelling(mask="constant"),
 ]
@@ -54,7 +56,7 @@ def test_every_spelling_becomes_one_node_and_nothing_else_is_left(spelling, tmp_
     assert found["num_heads"] == found["kv_num_heads"] == spelling.heads
     assert found["scale"] == pytest.approx(spelling.number, rel=1e-6)
     assert found["nan_guard"] == spelling.guard
-    assert found["causal"] == (spelling.mask in ("causal", "lowest", "where", "where_not"))
+    assert found["causal"] == (spelling.mask in ("causal", "lowest", "where", "where_not", "trilu"))
     assert found["inputs"] == ["q", "k", "v"] + (["mask"] if spelling.mask in ("given", "constant") else [])
     assert [(entry.fused, entry.heads) for entry in report.attention] == [(True, spelling.heads)]
 

@@ -39,7 +39,7 @@ def test_linear_layers_in_a_row_share_one_cast_on_each_side(tmp_path):
     }
     built = half_model(nodes, {"x": ("n", 24)}, {"y": ("n", 16)}, constants)
     report, result = lowered(built, tmp_path)
-    assert operators(result) == ["Cast", "SparseLinear", "SparseLinear", "Cast"]
+    assert operators(result) == ["Cast", "SparseFeedForward", "Cast"]
     assert report.nodes.sparse == 2
     assert report.max_abs_error < 0.05
     onnx.checker.check_model(result, full_check=True)

@@ -181,7 +181,7 @@ int64_t TestRandomChains(int64_t chains, Random* random) {
   int64_t runs = 0;
   for (int64_t i = 0; i < chains; ++i) {
     const Chain chain = RandomChain(random);
-    const int64_t batch = 1 + random->Below(5);
+    const int64_t batch = random->Below(3) == 0 ? 8 + 8 * random->Below(2) : 1 + random->Below(5);
     const Maps maps = OuterMaps(chain, batch, random);
     const std::vector<float> want = Expect(chain, maps, batch);
     for (const std::string& kernel : SupportedKernels()) {

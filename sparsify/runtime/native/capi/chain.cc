@@ -24,10 +24,11 @@ struct sparsify_conv_chain {
 
 namespace {
 
-std::shared_ptr<const Plan> PlanFor(const ConvChain& chain, const int64_t* sizes, std::string* error) {
+std::shared_ptr<const Plan> PlanFor(const ConvChain& chain, const int64_t* sizes, int64_t batch, int threads,
+                                    std::string* error) {
   std::vector<Size> maps;
   for (int64_t i = 0; i < chain.maps(); ++i) maps.push_back({sizes[2 * i], sizes[2 * i + 1]});
-  return chain.PlanFor(maps, error);
+  return chain.PlanFor(maps, batch, threads, error);
 }
 
 }  // namespace
@@ -71,11 +72,11 @@ int32_t sparsify_conv_chain_output_size(const sparsify_conv_chain* chain, const 
                                         int64_t* out_size, int64_t* bytes) {
   return Guard([&] {
     std::string error;
-    const auto plan = PlanFor(*chain->chain, sizes, &error);
+    const auto plan = PlanFor(*chain->chain, sizes, 1, 1, &error);
     if (plan == nullptr) return Fail(error);
     out_size[0] = plan->sizes.back().height;
     out_size[1] = plan->sizes.back().width;
-    *bytes = plan->floats * static_cast<int64_t>(sizeof(float));
+    *bytes = plan->alone.floats * static_cast<int64_t>(sizeof(float));
     return 0;
   });
 }
@@ -85,14 +86,13 @@ int32_t sparsify_conv_chain_run(const sparsify_conv_chain* chain, const float* c
   return Guard([&] {
     std::string error;
     if (batch < 0 || threads < 1) return Fail("bad run options");
-    const auto plan = PlanFor(*chain->chain, sizes, &error);
+    const auto plan = PlanFor(*chain->chain, sizes, batch, threads, &error);
     if (plan == nullptr) return Fail(error);
-    const std::unique_ptr<unsigned char[]> scratch(
-        new unsigned char[chain->chain->ScratchBytes(*plan, batch, threads)]);
+    const std::unique_ptr<unsigned char[]> scratch(new unsigned char[ConvChain::ScratchBytes(*plan)]);
     ParallelFor parallel;
     parallel.run = &sparsify::capi::RunThreads;
     parallel.threads = threads;
-    chain->chain->Run(*plan, maps, batch, y, parallel, scratch.get());
+    chain->chain->Run(*plan, maps, y, parallel, scratch.get());
     return 0;
   });
 }

@@ -197,13 +197,13 @@ void SparseConvChain::Compute(Context& context, const Settings& settings) const 
     maps.push_back(map.data);
   }
   std::string error;
-  const std::shared_ptr<const chain::Plan> plan = chain_->PlanFor(sizes, &error);
+  const std::shared_ptr<const chain::Plan> plan = chain_->PlanFor(sizes, batch, settings.threads, &error);
   if (plan == nullptr) throw Error(label_ + ": " + error);
   const chain::Size& out = plan->sizes.back();
   float* y = context.Output({batch, chain_->out_channels(), out.height, out.width});
   if (batch == 0) return;
-  void* scratch = context.Scratch(settings.memory, chain_->ScratchBytes(*plan, batch, settings.threads));
-  chain_->Run(*plan, maps.data(), batch, y, context.Parallel(settings.threads), scratch);
+  void* scratch = context.Scratch(settings.memory, chain_->ScratchBytes(*plan));
+  chain_->Run(*plan, maps.data(), y, context.Parallel(settings.threads), scratch);
 }
 
 }  // namespace sparsify::ort

@@ -18,16 +18,19 @@ std::string Label(const std::vector<Step>& steps, size_t step) {
 
 std::string Text(const Size& size) { return std::to_string(size.height) + "x" + std::to_string(size.width); }
 
-// Whole rounds of images go to the threads, one image each; the rest is too few for that and is run by all
-// threads together, step by step.
-struct Shares {
-  Shares(int64_t batch, int threads)
-      : workers(std::min<int64_t>(batch, std::max(1, threads))),
-        alone(threads <= 1 ? batch : batch / threads * threads),
-        together(batch - alone) {}
+constexpr int64_t kMostImages = 8;  // of a block
+constexpr int64_t kBlocks = 2;      // for each thread at least, so that they end at about the same time
 
-  int64_t workers, alone, together;
-};
+// Images of a block, where each thread has so many: a power of two that leaves no part of a block.
+int64_t BlockImages(int64_t images) {
+  int64_t block = 1;
+  while (block < kMostImages && images % (2 * block) == 0 && images / (2 * block) >= kBlocks) block *= 2;
+  return block;
+}
+
+size_t BlockBytes(const Schedule& schedule) {
+  return RoundUp(static_cast<size_t>(schedule.floats) * sizeof(float) + schedule.kernel_bytes, kCacheLine);
+}
 
 }  // namespace
 
@@ -68,109 +71,125 @@ std::unique_ptr<ConvChain> ConvChain::Create(int64_t maps, std::vector<Step> ste
   return std::unique_ptr<ConvChain>(new ConvChain(std::move(channels), std::move(steps)));
 }
 
-std::shared_ptr<const Plan> ConvChain::PlanFor(const std::vector<Size>& maps, std::string* error) const {
+std::shared_ptr<const Plan> ConvChain::PlanFor(const std::vector<Size>& maps, int64_t batch, int threads,
+                                               std::string* error) const {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (latest_ != nullptr && latest_->maps == maps) return latest_;
+    if (latest_ != nullptr && latest_->maps == maps && latest_->batch == batch &&
+        latest_->threads == threads) {
+      return latest_;
+    }
   }
-  std::shared_ptr<const Plan> plan = MakePlan(maps, error);
-  if (plan != nullptr) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    latest_ = plan;
-  }
-  return plan;
-}
-
-const Size& ConvChain::SizeOf(const Plan& plan, const std::vector<Size>& maps, int64_t value) const {
-  const int64_t step = value - this->maps();
-  return step < 0 ? maps[static_cast<size_t>(value)] : plan.sizes[static_cast<size_t>(step)];
-}
-
-std::shared_ptr<const Plan> ConvChain::MakePlan(const std::vector<Size>& maps, std::string* error) const {
   auto plan = std::make_shared<Plan>();
   plan->maps = maps;
+  plan->batch = batch;
+  plan->threads = threads;
   std::vector<Flow> flows;
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    const Step& step = steps_[i];
-    const Size input = SizeOf(*plan, maps, step.input);
-    Size size;
-    if (!step.kernel->OutputSize(input.height, input.width, &size.height, &size.width) ||
-        size.width > kLargestMap / size.height / step.kernel->attributes().out_channels) {
-      *error = Label(steps_, i) + ": its input of height " + std::to_string(input.height) + " and width " +
-               std::to_string(input.width) + " is too small for the kernel, or too large";
-      return nullptr;
-    }
-    if (step.residual >= 0 && !(SizeOf(*plan, maps, step.residual) == size)) {
-      *error = Label(steps_, i) + ": its residual is of size " + Text(SizeOf(*plan, maps, step.residual)) +
-               ", but what it gives is of size " + Text(size);
-      return nullptr;
-    }
-    plan->sizes.push_back(size);
-    flows.push_back(
-        {step.input, step.residual, step.kernel->attributes().out_channels * size.height * size.width});
+  if (!FindSizes(plan.get(), &flows, error)) return nullptr;
+  const int64_t rounds = batch / std::max(1, threads), rest = batch % std::max(1, threads);
+  if (rounds > 0) {
+    const int64_t images = BlockImages(rounds);
+    plan->alone = MakeSchedule(*plan, flows, images, Groups(plan->sizes, images), 1);
+    plan->workers = threads;
+    plan->blocks = rounds * threads / images;
   }
-  Place(this->maps(), flows, plan.get());
-  plan->kernel_bytes = KernelBytes(*plan, 1, 1);
+  if (rest > 0) {
+    plan->together = MakeSchedule(*plan, flows, rest, std::vector<int64_t>(steps_.size(), rest), threads);
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  latest_ = plan;
   return plan;
 }
 
-size_t ConvChain::KernelBytes(const Plan& plan, int64_t images, int threads) const {
-  size_t bytes = 0;
-  for (const Step& step : steps_) {
-    const Size& input = SizeOf(plan, plan.maps, step.input);
-    bytes = std::max(bytes, step.kernel->ScratchBytes(images, input.height, input.width, threads));
-  }
-  return bytes;
+const Size& ConvChain::SizeOf(const Plan& plan, int64_t value) const {
+  const int64_t step = value - this->maps();
+  return step < 0 ? plan.maps[static_cast<size_t>(value)] : plan.sizes[static_cast<size_t>(step)];
 }
 
-size_t ConvChain::ScratchBytes(const Plan& plan, int64_t batch, int threads) const {
-  const Shares shares(batch, threads);
-  const size_t image = static_cast<size_t>(plan.floats) * sizeof(float);
-  size_t bytes = 0;
-  if (shares.alone > 0) {
-    bytes = static_cast<size_t>(shares.workers) * RoundUp(image + plan.kernel_bytes, kCacheLine);
-  }
-  if (shares.together > 0) {
-    const size_t images = static_cast<size_t>(shares.together);
-    bytes = std::max(bytes, images * image + KernelBytes(plan, shares.together, threads));
-  }
-  return bytes + kCacheLine;
-}
-
-void ConvChain::Run(const Plan& plan, const float* const* maps, int64_t batch, float* y,
-                    const ParallelFor& parallel, void* scratch) const {
-  const Shares shares(batch, parallel.threads);
-  unsigned char* memory = AlignUp<unsigned char>(scratch);
-  const size_t own =
-      RoundUp(static_cast<size_t>(plan.floats) * sizeof(float) + plan.kernel_bytes, kCacheLine);
-  csr::RunTasks(parallel, shares.workers, shares.alone, [&](int64_t worker, int64_t image) {
-    RunImages(plan, maps, image, 1, y, ParallelFor(), memory + static_cast<size_t>(worker) * own);
-  });
-  if (shares.together > 0) RunImages(plan, maps, shares.alone, shares.together, y, parallel, memory);
-}
-
-void ConvChain::RunImages(const Plan& plan, const float* const* maps, int64_t first, int64_t images, float* y,
-                          const ParallelFor& parallel, unsigned char* memory) const {
-  float* values = reinterpret_cast<float*>(memory);
-  unsigned char* kernel_memory = memory + static_cast<size_t>(images * plan.floats) * sizeof(float);
-  const int64_t count = this->maps();
-  const auto target = [&](size_t step) {
-    const Size& size = plan.sizes[step];
-    return plan.offsets[step] < 0 ? y + first * out_channels() * size.height * size.width
-                                  : values + images * plan.offsets[step];
-  };
-  const auto source = [&](int64_t value) -> const float* {
-    if (value >= count) return target(static_cast<size_t>(value - count));
-    const Size& size = plan.maps[static_cast<size_t>(value)];
-    return maps[value] + first * map_channels(value) * size.height * size.width;
-  };
+bool ConvChain::FindSizes(Plan* plan, std::vector<Flow>* flows, std::string* error) const {
   for (size_t i = 0; i < steps_.size(); ++i) {
     const Step& step = steps_[i];
-    const Size& size = SizeOf(plan, plan.maps, step.input);
-    Epilogue ending = step.ending;
-    if (step.residual >= 0) ending.residual = source(step.residual);
-    step.kernel->Run(source(step.input), images, size.height, size.width, ending, target(i), parallel,
-                     kernel_memory);
+    const int64_t channels = step.kernel->attributes().out_channels;
+    const Size input = SizeOf(*plan, step.input);
+    Size size;
+    if (!step.kernel->OutputSize(input.height, input.width, &size.height, &size.width) ||
+        size.width > kLargestMap / size.height / channels) {
+      *error = Label(steps_, i) + ": its input of height " + std::to_string(input.height) + " and width " +
+               std::to_string(input.width) + " is too small for the kernel, or too large";
+      return false;
+    }
+    if (step.residual >= 0 && !(SizeOf(*plan, step.residual) == size)) {
+      *error = Label(steps_, i) + ": its residual is of size " + Text(SizeOf(*plan, step.residual)) +
+               ", but what it gives is of size " + Text(size);
+      return false;
+    }
+    plan->sizes.push_back(size);
+    flows->push_back({step.input, step.residual, channels * size.pixels()});
+  }
+  return true;
+}
+
+Schedule ConvChain::MakeSchedule(const Plan& plan, const std::vector<Flow>& flows, int64_t images,
+                                 std::vector<int64_t> groups, int threads) const {
+  Schedule schedule;
+  schedule.images = images;
+  schedule.groups = std::move(groups);
+  Place(this->maps(), flows, &schedule);
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const Size& input = SizeOf(plan, steps_[i].input);
+    const size_t bytes =
+        steps_[i].kernel->ScratchBytes(schedule.groups[i], input.height, input.width, threads);
+    schedule.kernel_bytes = std::max(schedule.kernel_bytes, bytes);
+  }
+  return schedule;
+}
+
+size_t ConvChain::ScratchBytes(const Plan& plan) {
+  const size_t alone = static_cast<size_t>(plan.workers) * BlockBytes(plan.alone);
+  return std::max(alone, BlockBytes(plan.together)) + kCacheLine;
+}
+
+void ConvChain::Run(const Plan& plan, const float* const* maps, float* y, const ParallelFor& parallel,
+                    void* scratch) const {
+  unsigned char* memory = AlignUp<unsigned char>(scratch);
+  const size_t own = BlockBytes(plan.alone);
+  csr::RunTasks(parallel, plan.workers, plan.blocks, [&](int64_t worker, int64_t block) {
+    RunBlock(plan, plan.alone, maps, block * plan.alone.images, y, ParallelFor(),
+             memory + static_cast<size_t>(worker) * own);
+  });
+  if (plan.together.images > 0) {
+    RunBlock(plan, plan.together, maps, plan.batch - plan.together.images, y, parallel, memory);
+  }
+}
+
+void ConvChain::RunBlock(const Plan& plan, const Schedule& schedule, const float* const* maps, int64_t first,
+                         float* y, const ParallelFor& parallel, unsigned char* memory) const {
+  float* values = reinterpret_cast<float*>(memory);
+  unsigned char* kernel_memory = memory + static_cast<size_t>(schedule.floats) * sizeof(float);
+  const int64_t count = this->maps();
+  // What a step gives for the images of the block from `image` on.
+  const auto target = [&](size_t step, int64_t image) {
+    const int64_t floats = steps_[step].kernel->attributes().out_channels * plan.sizes[step].pixels();
+    return schedule.offsets[step] < 0
+               ? y + (first + image) * floats
+               : values + schedule.offsets[step] + image % schedule.held[step] * floats;
+  };
+  const auto source = [&](int64_t value, int64_t image) -> const float* {
+    if (value >= count) return target(static_cast<size_t>(value - count), image);
+    const Size& size = plan.maps[static_cast<size_t>(value)];
+    return maps[value] + (first + image) * map_channels(value) * size.pixels();
+  };
+  for (int64_t end = 1; end <= schedule.images; ++end) {
+    for (size_t i = 0; i < steps_.size(); ++i) {
+      const int64_t images = schedule.groups[i], image = end - images;
+      if (end % images != 0) break;  // later steps wait for as many images, or more
+      const Step& step = steps_[i];
+      const Size& size = SizeOf(plan, step.input);
+      Epilogue ending = step.ending;
+      if (step.residual >= 0) ending.residual = source(step.residual, image);
+      step.kernel->Run(source(step.input, image), images, size.height, size.width, ending, target(i, image),
+                       parallel, kernel_memory);
+    }
   }
 }
 

@@ -39,27 +39,29 @@ class ConvChain {
   int64_t map_channels(int64_t map) const { return map_channels_[static_cast<size_t>(map)]; }
   int64_t out_channels() const { return steps_.back().kernel->attributes().out_channels; }
 
-  // Where everything lies for outer maps of these sizes; null and a sentence in *error where a kernel does
-  // not fit its input or a residual its sum. The latest plan is kept.
-  std::shared_ptr<const Plan> PlanFor(const std::vector<Size>& maps, std::string* error) const;
+  // How a batch of outer maps of these sizes is run; null and a sentence in *error where a kernel does not
+  // fit its input or a residual its sum. The latest plan is kept.
+  std::shared_ptr<const Plan> PlanFor(const std::vector<Size>& maps, int64_t batch, int threads,
+                                      std::string* error) const;
 
-  size_t ScratchBytes(const Plan& plan, int64_t batch, int threads) const;
+  static size_t ScratchBytes(const Plan& plan);
   // maps[i] [batch, map_channels(i), height, width], y [batch, out_channels, out height, out width]; y must
-  // not overlap them. `scratch` holds ScratchBytes(plan, batch, parallel.threads) bytes at any alignment.
-  void Run(const Plan& plan, const float* const* maps, int64_t batch, float* y, const ParallelFor& parallel,
+  // not overlap them. `scratch` holds ScratchBytes(plan) bytes at any alignment; parallel.threads is the
+  // plan's.
+  void Run(const Plan& plan, const float* const* maps, float* y, const ParallelFor& parallel,
            void* scratch) const;
 
  private:
   ConvChain(std::vector<int64_t> map_channels, std::vector<Step> steps)
       : map_channels_(std::move(map_channels)), steps_(std::move(steps)) {}
 
-  std::shared_ptr<const Plan> MakePlan(const std::vector<Size>& maps, std::string* error) const;
-  const Size& SizeOf(const Plan& plan, const std::vector<Size>& maps, int64_t value) const;
-  // Bytes that the kernels need for so many images at once.
-  size_t KernelBytes(const Plan& plan, int64_t images, int threads) const;
-  // Images [first, first + images) of the batch, all steps.
-  void RunImages(const Plan& plan, const float* const* maps, int64_t first, int64_t images, float* y,
-                 const ParallelFor& parallel, unsigned char* memory) const;
+  bool FindSizes(Plan* plan, std::vector<Flow>* flows, std::string* error) const;
+  Schedule MakeSchedule(const Plan& plan, const std::vector<Flow>& flows, int64_t images,
+                        std::vector<int64_t> groups, int threads) const;
+  const Size& SizeOf(const Plan& plan, int64_t value) const;
+  // One block of images from `first` on, all steps.
+  void RunBlock(const Plan& plan, const Schedule& schedule, const float* const* maps, int64_t first, float* y,
+                const ParallelFor& parallel, unsigned char* memory) const;
 
   std::vector<int64_t> map_channels_;
   std::vector<Step> steps_;

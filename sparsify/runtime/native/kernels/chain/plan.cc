@@ -9,6 +9,9 @@ namespace {
 
 constexpr int64_t kLine = 16;  // floats of a cache line
 
+// Output pixels below which a convolution reads its weights for too little, and fills its panels badly.
+constexpr int64_t kFewColumns = 384;
+
 // Memory of one or several maps, from the step that first writes to the one that last reads.
 struct Slot {
   int64_t first, last;
@@ -45,23 +48,46 @@ int64_t LowestOffset(const Slot& slot, const std::vector<const Slot*>& placed) {
   return offset;
 }
 
+// Images that each step's value holds: as many as the step that reads it last takes at once.
+std::vector<int64_t> HeldImages(const std::vector<int64_t>& last, const std::vector<int64_t>& groups) {
+  std::vector<int64_t> held(groups);
+  for (size_t step = 0; step < groups.size(); ++step) {
+    held[step] = std::max(held[step], groups[static_cast<size_t>(last[step])]);
+  }
+  return held;
+}
+
 }  // namespace
 
-void Place(int64_t maps, const std::vector<Flow>& flows, Plan* plan) {
+std::vector<int64_t> Groups(const std::vector<Size>& sizes, int64_t images) {
+  std::vector<int64_t> groups(sizes.size());
+  int64_t most = images;
+  for (size_t step = sizes.size(); step-- > 0;) {
+    int64_t group = 1;
+    while (group < most && group * sizes[step].pixels() < kFewColumns) group *= 2;
+    groups[step] = most = group;
+  }
+  return groups;
+}
+
+void Place(int64_t maps, const std::vector<Flow>& flows, Schedule* schedule) {
   const std::vector<int64_t> last = LastReaders(maps, flows);
+  schedule->held = HeldImages(last, schedule->groups);
   std::vector<Slot> slots;
   std::vector<size_t> slot_of(flows.size());
   for (size_t step = 0; step + 1 < flows.size(); ++step) {
     const Flow& flow = flows[step];
-    const int64_t at = static_cast<int64_t>(step);
+    const int64_t at = static_cast<int64_t>(step), held = schedule->held[step];
     const bool inner = flow.residual >= maps && flow.residual != flow.input;
     const size_t residual = inner ? static_cast<size_t>(flow.residual - maps) : 0;
-    if (inner && last[residual] == at) {
+    if (inner && last[residual] == at && schedule->held[residual] == held) {
       slot_of[step] = slot_of[residual];
       slots[slot_of[step]].last = last[step];
     } else {
+      // What waits for further images lies there while these pass through all steps before.
+      const int64_t first = held > schedule->groups[step] ? 0 : at;
       slot_of[step] = slots.size();
-      slots.push_back({at, last[step], (flow.floats + kLine - 1) / kLine * kLine, 0});
+      slots.push_back({first, last[step], (held * flow.floats + kLine - 1) / kLine * kLine, 0});
     }
   }
   std::vector<size_t> order(slots.size());
@@ -69,15 +95,15 @@ void Place(int64_t maps, const std::vector<Flow>& flows, Plan* plan) {
   std::stable_sort(order.begin(), order.end(),
                    [&](size_t a, size_t b) { return slots[a].floats > slots[b].floats; });
   std::vector<const Slot*> placed;
-  plan->floats = 0;
+  schedule->floats = 0;
   for (const size_t i : order) {
     slots[i].offset = LowestOffset(slots[i], placed);
-    plan->floats = std::max(plan->floats, slots[i].offset + slots[i].floats);
+    schedule->floats = std::max(schedule->floats, slots[i].offset + slots[i].floats);
     placed.push_back(&slots[i]);
   }
-  plan->offsets.assign(flows.size(), -1);
+  schedule->offsets.assign(flows.size(), -1);
   for (size_t step = 0; step + 1 < flows.size(); ++step) {
-    plan->offsets[step] = slots[slot_of[step]].offset;
+    schedule->offsets[step] = slots[slot_of[step]].offset;
   }
 }
 

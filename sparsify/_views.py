@@ -163,6 +163,9 @@ def lower(out: Output, data: Mapping[str, Any]) -> None:
         _attention(out, data["attention"])
     nodes = data["nodes"]
     out.line(f"{nodes['sparse']} sparse and {nodes['dense']} dense nodes, {data['bytes']:,} bytes")
+    together = [row["chain"] for row in data.get("layers", []) if row.get("chain")]
+    if together:
+        out.line(f"{len(together)} of the sparse ones run together, as {len(set(together))} node(s)")
     out.line(f"largest absolute error: {data['max_abs_error']:.2e}")
     if data.get("what_if"):
         _what_if(out, data["what_if"])

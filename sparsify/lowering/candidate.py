@@ -119,6 +119,7 @@ class LeftAlone:
         density: Kept share of the weight, 1.0 where it is unknown.
         reason: Why, in a sentence.
         layout: Packed layout of a node that is sparse already.
+        chain: Name of the node that it is part of, with others; None where it is a node of its own.
     """
 
     node: str
@@ -127,6 +128,7 @@ class LeftAlone:
     density: float
     reason: str
     layout: str | None = None
+    chain: str | None = None
 
 
 def float_weight(value: Array | Refused, name: str) -> Array | Refused:

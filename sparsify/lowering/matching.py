@@ -14,6 +14,7 @@ from sparsify.lowering.graph import STANDARD, Graph, Refused, attribute, walk_su
 from sparsify.lowering.match_conv import match_conv
 from sparsify.lowering.match_linear import match_gemm, match_matmul
 from sparsify.runtime.attention import ATTENTION
+from sparsify.runtime.joined import is_joined, separate
 from sparsify.runtime.session import DOMAIN
 
 Matcher = Callable[[Graph, int, str], Candidate | LeftAlone | None]
@@ -52,6 +53,9 @@ def match_all(graph: Graph) -> list[Candidate | LeftAlone]:
     found: list[Candidate | LeftAlone] = []
     for index, node in enumerate(graph.nodes):
         name = node.name or (node.output[0] if node.output else f"#{index}")
+        if is_joined(node):
+            found.extend(_sparse_already(part, part.name, name) for part in separate(node))
+            continue
         match = _match(graph, index, name)
         if isinstance(match, Candidate):
             _check_finite(graph, match)
@@ -77,9 +81,7 @@ def _match(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | None:
     if node.domain == DOMAIN:
         if node.op_type == ATTENTION:
             return None
-        return LeftAlone(
-            name, node.op_type, (), 1.0, "sparse already", layout=attribute(node, "layout", "csr")
-        )
+        return _sparse_already(node, name)
     reason = _LEFT.get(("" if node.domain in STANDARD else node.domain, node.op_type))
     if reason is not None:
         return _left(graph, node, name, reason)
@@ -93,6 +95,11 @@ def _match(graph: Graph, index: int, name: str) -> Candidate | LeftAlone | None:
     if match is None and any(_dequantized(graph, value) for value in node.input[:2]):
         return LeftAlone(name, node.op_type, (), 1.0, "the weight is quantized (DequantizeLinear)")
     return match
+
+
+def _sparse_already(node: onnx.NodeProto, name: str, chain: str | None = None) -> LeftAlone:
+    layout = attribute(node, "layout", "csr")
+    return LeftAlone(name, node.op_type, (), 1.0, "sparse already", layout=layout, chain=chain)
 
 
 def _left(graph: Graph, node: onnx.NodeProto, name: str, reason: str) -> LeftAlone | None:

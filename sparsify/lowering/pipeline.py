@@ -132,10 +132,11 @@ def layer_reports(
         if isinstance(match, Candidate):
             decision = decisions[match.index]
             layout, reason = decision.layout, decision.reason
+            chain = (chains or {}).get(match.node)
         else:
-            layout, reason = match.layout, match.reason
+            layout, reason, chain = match.layout, match.reason, match.chain
         kind = "dense" if layout is None else "sparse"
-        shape, chain = tuple(match.shape), (chains or {}).get(match.node)
+        shape = tuple(match.shape)
         layers.append(
             LayerReport(match.node, match.op, shape, match.density, layout, kind, reason, chain=chain)
         )

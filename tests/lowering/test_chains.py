@@ -63,6 +63,16 @@ def test_a_residual_block_is_one_chain(tmp_path):
     assert not result.graph.value_info
 
 
+def test_the_convolutions_of_a_chain_are_listed_when_it_is_read_again(tmp_path):
+    _, result = lowered(network([("a", "x"), ("b", "a"), ("y", "b")]), tmp_path, layout="csr", chains=True)
+    report = lower(tmp_path / "out.onnx", tmp_path / "again.onnx")
+    assert [layer.node for layer in report.layers] == ["a_Conv", "b_Conv", "y_Conv"]
+    assert {layer.chain for layer in report.layers} == {result.graph.node[0].name}
+    assert {(layer.decision, layer.layout, layer.reason) for layer in report.layers} == {
+        ("sparse", "csr", "sparse already")
+    }
+
+
 @pytest.mark.parametrize(
     ("rows", "outputs", "chains"),
     [

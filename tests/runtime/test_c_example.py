@@ -55,7 +55,7 @@ def sparse_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     folder = tmp_path_factory.mktemp("model")
     _, result = lowered(model(layers, {"x": ("n", 24)}, {"y": ("n", 10)}, weights), folder)
-    assert operators(result) == ["SparseLinear", "SparseLinear"]
+    assert operators(result) == ["SparseFeedForward"]
     onnx.save(result, folder / "sparse.onnx")
     return folder / "sparse.onnx"
 

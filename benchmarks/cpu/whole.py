@@ -18,7 +18,7 @@ from benchmarks.cpu.rounds import compare
 from benchmarks.cpu.work import work_of
 from sparsify import lowering, runtime
 from sparsify.runtime.feeds import make_feeds
-from sparsify.runtime.node_profile import SparseWeight, product_of, sparse_weights
+from sparsify.runtime.node_profile import Weights, product_of, sparse_weights
 
 _PROFILE_ROUNDS = 2
 _PROFILE_RUNS, _PROFILE_RUNS_OF_FAST, _FAST_MS = 2, 6, 100.0
@@ -93,14 +93,14 @@ def _profiles(
     return {name: session.profile() for name, session in sessions.items()}
 
 
-def _works(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, SparseWeight]) -> list[dict[str, Any]]:
+def _works(rows: Sequence[Mapping[str, Any]], weights: Weights) -> list[dict[str, Any]]:
     return [work.to_json() for work in work_of(rows, weights, vector_bytes())]
 
 
 def slower_nodes(
     dense: Sequence[Mapping[str, Any]],
     sparse: Sequence[Mapping[str, Any]],
-    weights: Mapping[str, SparseWeight],
+    weights: Weights,
 ) -> list[dict[str, Any]]:
     """Sparse nodes that take longer than the same products of the dense file in the mean, slowest first.
 
@@ -117,10 +117,13 @@ def slower_nodes(
     found = []
     for row in sparse:
         product = product_of(row, weights)
-        if product is None or row["node"] not in weights or product.key not in known:
+        if product is None or row["node"] not in weights:
             continue
-        before = known[product.key]
-        beside = sum(before) / len(before)
+        before = [known.get(part.key) for part in product.parts or (product,)]
+        means = [sum(times) / len(times) for times in before if times]
+        if len(means) < len(before):
+            continue
+        beside = sum(means)
         if row["us"] > _SLOWER * beside:
             about = {"node": row["node"], "shape": list(product.weight), "columns": product.columns}
             about |= {"layout": product.decision, "us": row["us"], "dense_us": beside}

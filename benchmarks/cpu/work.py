@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.cpu.machine import Machine
 from benchmarks.cpu.panels import Image, tiling
-from sparsify.runtime.node_profile import Product, SparseWeight, product_of
+from sparsify.runtime.node_profile import ChainWeights, Product, SparseWeight, Weights, product_of
 
 FEW_ROWS = 6
 
@@ -144,9 +144,7 @@ def sparse_work(
     return Work(flops, loads, waiting + 2 * 4 * tiles.packed, nbytes, moved)
 
 
-def work_of(
-    rows: Iterable[Mapping[str, Any]], weights: Mapping[str, SparseWeight], vector: int
-) -> list[Work]:
+def work_of(rows: Iterable[Mapping[str, Any]], weights: Weights, vector: int) -> list[Work]:
     """Needs of the products of a profiled network; equal ones together.
 
     Args:
@@ -156,15 +154,30 @@ def work_of(
     """
     found: Counter[Work] = Counter()
     for row in rows:
-        product = product_of(row, weights)
-        if product is not None:
-            found[_work(product, weights.get(row["node"]), vector, _image(row))] += 1
+        product, sparse = product_of(row, weights), weights.get(row["node"])
+        if product is None:
+            continue
+        if isinstance(sparse, ChainWeights):
+            found.update(_joined_work(sparse, row, vector))
+        else:
+            found[_work(product, sparse, vector, _image(row["inputs"][0], row["outputs"][0]))] += 1
     return [Work(**{**asdict(work), "count": count}) for work, count in found.items()]
 
 
-def _image(row: Mapping[str, Any]) -> Image | None:
-    """What a profiled convolution reads and writes; None for other nodes."""
-    x, y = row["inputs"][0], row["outputs"][0]
+def _joined_work(weights: ChainWeights, row: Mapping[str, Any], vector: int) -> list[Work]:
+    """Needs of the steps of a joined node, of which only its own input and output are moved."""
+    moved = 4.0 * (math.prod(row["inputs"][0]) + math.prod(row["outputs"][0]))
+    works = []
+    for weight, x, y, columns in weights.walk(row["inputs"]):
+        image = _image(x, y) if len(weight.shape) == 4 else None
+        about = (weight.shape, weight.nonzeros, weight.nbytes, columns, weight.layout)
+        works.append(sparse_work(*about, vector=vector, moved=moved, image=image))
+        moved = 0.0
+    return works
+
+
+def _image(x: Sequence[int], y: Sequence[int]) -> Image | None:
+    """What a convolution of these shapes reads and writes; None for other nodes."""
     return Image(x[0], (x[2], x[3]), (y[2], y[3])) if len(x) == len(y) == 4 else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -36,6 +36,22 @@ class SparseWeight:
     nbytes: int
 
 
+class Step(NamedTuple):
+    """One of the nodes that a node stands for, on an input of some shape.
+
+    Attributes:
+        weight: Its weight.
+        x: Shape of its input.
+        y: Shape of its output.
+        columns: Rows of activations, or output pixels.
+    """
+
+    weight: SparseWeight
+    x: tuple[int, ...]
+    y: tuple[int, ...]
+    columns: int
+
+
 @dataclass(frozen=True)
 class ChainWeights:
     """The weights of sparse nodes that one node stands for.
@@ -48,18 +64,22 @@ class ChainWeights:
     maps: tuple[str, ...]
     steps: tuple[tuple[onnx.NodeProto, SparseWeight], ...]
 
-    def products(self, inputs: Sequence[Sequence[int]]) -> tuple[Product, ...]:
-        """What its steps multiply, on outer maps of these shapes."""
+    def walk(self, inputs: Sequence[Sequence[int]]) -> list[Step]:
+        """Its steps on outer maps of these shapes."""
         shapes = {name: tuple(shape) for name, shape in zip(self.maps, inputs, strict=False)}
         found = []
         for node, weight in self.steps:
             x = shapes[node.input[0]]
-            y, columns = joined.output_shape(node, x)
-            shapes[node.output[0]] = y
-            found.append(
-                Product(weight.shape, columns, 2.0 * weight.nonzeros * columns, weight.nbytes, weight.layout)
-            )
-        return tuple(found)
+            shapes[node.output[0]], columns = joined.output_shape(node, x)
+            found.append(Step(weight, x, shapes[node.output[0]], columns))
+        return found
+
+    def products(self, inputs: Sequence[Sequence[int]]) -> tuple[Product, ...]:
+        """What its steps multiply, on outer maps of these shapes."""
+        return tuple(
+            Product(weight.shape, columns, 2.0 * weight.nonzeros * columns, weight.nbytes, weight.layout)
+            for weight, _, _, columns in self.walk(inputs)
+        )
 
 
 @dataclass(frozen=True)

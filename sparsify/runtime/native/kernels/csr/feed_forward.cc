@@ -20,6 +20,7 @@ namespace {
 // Packed inputs, the hidden units at hand and the second layer's sums: what a second-level cache of 1 MB
 // holds beside weights.
 constexpr int64_t kPairFloats = 1 << 17;
+constexpr int64_t kGroupsAThread = 3;  // of columns, at least
 
 // How X's rows are cut into panels, and what a worker needs.
 struct PairTasks {
@@ -80,7 +81,7 @@ class CsrFeedForward final : public FeedForwardKernel {
 
   size_t ScratchBytes(int64_t rows, int threads) const override {
     if (rows < 1) return 0;
-    if (Together(rows)) {
+    if (Together(rows, threads)) {
       const PairTasks tasks(a_, b_, rows, threads);
       return static_cast<size_t>(tasks.workers) * Plans(tasks.spacing).WorkerBytes() + kCacheLine;
     }
@@ -91,7 +92,7 @@ class CsrFeedForward final : public FeedForwardKernel {
   void Run(const float* x, int64_t rows, const Epilogue& first_epilogue, const Epilogue& second_epilogue,
            float* y, const ParallelFor& parallel, void* scratch) const override {
     if (rows < 1) return;
-    if (!Together(rows)) {
+    if (!Together(rows, parallel.threads)) {
       float* hidden = AlignUp<float>(scratch);
       void* rest = reinterpret_cast<unsigned char*>(hidden) + HiddenBytes(rows);
       a_alone_->Run(x, rows, first_epilogue, hidden, parallel, rest);
@@ -113,9 +114,12 @@ class CsrFeedForward final : public FeedForwardKernel {
   }
 
  private:
-  // Few rows do without panels, and inputs that do not stay in the cache would be packed over and over.
-  bool Together(int64_t rows) const {
-    return rows > isa_.few_rows && (a_.columns + b_.rows) * kPanelColumns <= kPairFloats;
+  // Few rows do without panels, or leave threads without wide ones, which layers by themselves cut by
+  // outputs; and inputs and sums that do not stay in the cache would cost more than what lies between the
+  // layers.
+  bool Together(int64_t rows, int threads) const {
+    const bool enough = threads == 1 || PanelTasks::Groups(rows) >= kGroupsAThread * threads;
+    return enough && rows > isa_.few_rows && (a_.columns + b_.rows) * kPanelColumns <= kPairFloats;
   }
   size_t HiddenBytes(int64_t rows) const {
     return RoundUp(static_cast<size_t>(rows * a_.rows) * sizeof(float), kCacheLine);

@@ -93,10 +93,10 @@ def native_conv(mask: Tensor, geometry: tuple[Pair, Pair, Pair]) -> Cached:
 
 
 def on_gpu(mask: Tensor, weight: Tensor) -> Cached:
-    """The packed tensors of a mask [out, in] on a GPU."""
+    """The packed tensors of a mask [out, in] on a GPU, in the layout that the mask fills."""
     from sparsify.runtime.triton import packing
 
-    return _cached(mask, lambda: packing.pack(weight, mask, layout="csr"))
+    return _cached(mask, lambda: packing.pack(weight, mask, layout=packing.layout_of(mask)))
 
 
 def gathered(cached: Cached, weight: Tensor) -> Tensor:

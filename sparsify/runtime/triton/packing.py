@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 
 import torch
@@ -20,23 +22,33 @@ LAYOUTS = ("csr", "condensed", "blocks-RxC", "nm-N:M")
 """All layouts; R and C are of `BLOCK_SIDES`, M a power of two up to 64."""
 
 
-def layout_for(pattern: str) -> str:
-    """The layout that a mask of a pattern fills without waste.
+def layout_of(mask: Tensor) -> str:
+    """The layout that a mask fills without waste: what its kernels multiply is all active.
 
     Args:
-        pattern: `unstructured`, `fan-in`, `N:M` or `RxC`.
+        mask: Active positions, `[out, in]`.
 
     Returns:
-        `condensed`, `nm-N:M`, `blocks-RxC` with the largest sides that divide the pattern's, else `csr`.
+        The largest `blocks-RxC` of which the mask is made; else `nm-N:M` with the smallest M; else
+        `condensed` where all rows have equally many; else `csr`.
     """
-    if pattern == "fan-in":
-        return "condensed"
-    if found := re.fullmatch(r"(\d+):(\d+)", pattern):
-        return f"nm-{pattern}" if int(found[2]) in _GROUPS else "csr"
-    if found := re.fullmatch(r"(\d+)x(\d+)", pattern):
-        sides = [next((s for s in reversed(BLOCK_SIDES) if int(part) % s == 0), 0) for part in found.groups()]
-        return "blocks-{}x{}".format(*sides) if all(sides) else "csr"
-    return "csr"
+    active = mask.bool()
+    out, width = active.shape
+    if not active.any():
+        return "csr"
+    for r, c in sorted(itertools.product(BLOCK_SIDES, repeat=2), key=math.prod, reverse=True):
+        if out % r == 0 and width % c == 0:
+            blocks = active.reshape(out // r, r, width // c, c)
+            if blocks.any(3).any(1).equal(blocks.all(3).all(1)):
+                return f"blocks-{r}x{c}"
+    for m in _GROUPS:
+        if width % m == 0:
+            counts = active.reshape(out, width // m, m).sum(2)
+            n = int(counts[0, 0])
+            if 0 < n < m and bool((counts == n).all()):
+                return f"nm-{n}:{m}"
+    counts = active.sum(1)
+    return "condensed" if bool((counts == counts[0]).all()) else "csr"
 
 
 def pack(

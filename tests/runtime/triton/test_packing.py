@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sparsify.errors import UserError
+from sparsify.masks import parse_pattern
 from sparsify.runtime.triton.packed import NM, Blocks, Condensed, Csr
-from sparsify.runtime.triton.packing import layout_for, pack
+from sparsify.runtime.triton.packing import layout_of, pack
 from tests.runtime.triton.weights import LAYOUTS, mask, weight
 
 SHAPE = (37, 56)
@@ -71,14 +72,27 @@ def test_bytes_of_an_index() -> None:
         ("unstructured", "csr"),
         ("fan-in", "condensed"),
         ("2:4", "nm-2:4"),
-        ("3:6", "csr"),
+        ("3:6", "condensed"),
         ("4x1", "csr"),
         ("16x16", "blocks-16x16"),
         ("128x48", "blocks-64x16"),
     ],
 )
-def test_a_pattern_has_its_layout(pattern: str, layout: str) -> None:
-    assert layout_for(pattern) == layout
+def test_a_mask_has_the_layout_that_it_fills(pattern: str, layout: str) -> None:
+    torch.manual_seed(0)
+    rule = parse_pattern(pattern)
+    active = rule.random((384, 192), rule.count((384, 192), 0.5))
+    assert layout_of(active) == layout
+    dense = weight(active, torch.float32)
+    assert pack(dense, active, layout=layout).dense().equal(dense)
+
+
+def test_masks_without_a_pattern_are_csr() -> None:
+    assert layout_of(torch.zeros(32, 32, dtype=torch.bool)) == "csr"
+    full = torch.ones(32, 32, dtype=torch.bool)
+    assert layout_of(full) == "blocks-32x32"
+    full[3, 5] = False
+    assert layout_of(full) == "csr"
 
 
 @pytest.mark.parametrize(

@@ -170,14 +170,16 @@ def test_mapped_weights_take_what_kernels_derive_and_no_more(pattern, layout):
     if storage.heap_bytes() is None or sys.platform != "linux":
         pytest.skip("the system does not tell what is in memory")
     cell = Cell("bytes", "1024x512", (0.9,), (1, 64), 1, pattern)
-    rows_of = storage.layer_rows(cell)
-    assert {(row["dtype"], row["batch"]) for row in rows_of} == {(d, b) for d in DTYPES for b in (1, 64)}
-    for row in rows_of:
+    # The system may keep pages for a moment that another process has just touched: the least of three looks.
+    looks = [storage.layer_rows(cell) for _ in range(3)]
+    for rows_of in zip(*looks, strict=True):
+        row = min(rows_of, key=lambda row: row["mapped"])
         assert row["layout"] == layout
         derived = row["memory"] - row["file"]
         kept = row["file"] if derived < 0.01 else 0.0  # blocks that one row reads in place
         assert row["mapped"] == pytest.approx(derived + kept, abs=0.02)
         assert row["mapped"] < row["memory"] + 0.02
+    assert {(row["dtype"], row["batch"]) for row in looks[0]} == {(d, b) for d in DTYPES for b in (1, 64)}
 
 
 def test_sparse_nodes_that_lose_are_found_beside_equal_products():

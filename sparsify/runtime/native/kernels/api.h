@@ -13,6 +13,7 @@
 #include <string>
 
 #include "epilogue.h"
+#include "rows.h"
 
 namespace sparsify {
 
@@ -87,6 +88,11 @@ class ConvKernel {
   // for sizes that OutputSize accepts.
   virtual void Run(const float* x, int64_t batch, int64_t height, int64_t width, const Epilogue& epilogue,
                    float* y, const ParallelFor& parallel, void* scratch) const = 0;
+  // The same convolution on maps in rows of this width (see rows.h); null where they do not suit it.
+  virtual std::shared_ptr<const RowConv> Rows(int64_t width) const {
+    static_cast<void>(width);
+    return nullptr;
+  }
 };
 
 // Build a kernel for `layout` ("csr"). `kernel` names an instruction set of the table (see KernelName) or is

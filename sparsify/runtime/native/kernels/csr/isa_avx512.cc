@@ -15,48 +15,8 @@ namespace sparsify {
 namespace csr {
 namespace {
 
-struct V {
-  using Register = __m512;
-  static constexpr int kWidth = 16;
-  static constexpr int kAccumulators = 8;
-  static constexpr int kSums = 16;  // of a block of outputs
-  static constexpr int kBlock = 8;  // its outputs, at most
-
-  static Register Zero() { return _mm512_setzero_ps(); }
-  static Register Set(float v) { return _mm512_set1_ps(v); }
-  static Register Load(const float* p) { return _mm512_load_ps(p); }
-#if defined(__GNUC__)
-  static void Hold(Register* v) { __asm__("" : "+v"(*v)); }
-#else
-  static void Hold(Register*) {}
-#endif
-  static Register LoadAny(const float* p) { return _mm512_loadu_ps(p); }
-  static void Store(float* p, Register v) { _mm512_store_ps(p, v); }
-  using Mask = __mmask16;
-  static Mask First(int64_t n) { return static_cast<Mask>(n >= 16 ? 0xffff : (1u << n) - 1); }
-  static Register LoadMasked(const float* p, Mask m) { return _mm512_maskz_loadu_ps(m, p); }
-  static Mask Bits(uint32_t bits) { return static_cast<Mask>(bits); }
-  static Register LoadInto(Register v, const float* p, Mask m) { return _mm512_mask_loadu_ps(v, m, p); }
-  static void StoreMasked(float* p, Mask m, Register v) { _mm512_mask_storeu_ps(p, m, v); }
-  static void StoreAny(float* p, Register v) { _mm512_storeu_ps(p, v); }
-  static Register LoadFirst(const float* p, int64_t n) { return LoadMasked(p, First(n)); }
-  static void StoreFirst(float* p, int64_t n, Register v) { StoreMasked(p, First(n), v); }
-  static Register EveryOther(Register low, Register high) {
-    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-    return _mm512_permutex2var_ps(low, even, high);
-  }
-  static Register Add(Register a, Register b) { return _mm512_add_ps(a, b); }
-  static Register Mul(Register a, Register b) { return _mm512_mul_ps(a, b); }
-  static Register Div(Register a, Register b) { return _mm512_div_ps(a, b); }
-  static Register MulAdd(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
-  static Register NegMulAdd(Register a, Register b, Register c) { return _mm512_fnmadd_ps(a, b, c); }
-  static Register Min(Register a, Register b) { return _mm512_min_ps(a, b); }
-  static Register Max(Register a, Register b) { return _mm512_max_ps(a, b); }
-  static Register Abs(Register a) { return _mm512_abs_ps(a); }
-  static Register Round(Register a) { return _mm512_roundscale_ps(a, 0); }
-  static Register Scale(Register a, Register n) { return _mm512_scalef_ps(a, n); }
-};
-
+#include "vector_avx512.h"
+// All of these are written in terms of V.
 #include "panel_body.h"
 #include "panel_ends.h"
 

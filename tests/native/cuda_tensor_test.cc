@@ -155,15 +155,27 @@ void TestTheOptionDecides() {
   setenv("SPARSIFY_CUDA_PRECISION", "half", 1);
   ExpectKernel("blocks-16", 1, {}, "half_16_1");
   ExpectKernel("blocks-16", 1, {{kPrecisionKey, "float32"}}, "split_16_1");
-  setenv("SPARSIFY_CUDA_PRECISION", "double", 1);
-  OrtSessionOptions options;
-  const std::string why = Message(RegisterCustomOps(&options, fake_ort::Base()));
-  Expect(why == "environment variable SPARSIFY_CUDA_PRECISION must be float32, tf32 or half, not 'double'",
-         why);
   unsetenv("SPARSIFY_CUDA_PRECISION");
+}
+
+void TestAWrongPrecisionMattersToNodesOnTheGpuOnly() {
+  Random random(37);
+  const PackedWeight packed = Pack("blocks-8", SparseWeight(&random, 16, 24, 0.3), 16, 24, 0);
+  const Node node = Node::Linear(packed, Place::kDevice);
+  setenv("SPARSIFY_CUDA_PRECISION", "double", 1);
+  const std::string why =
+      "environment variable SPARSIFY_CUDA_PRECISION must be float32, tf32 or half, not 'double'";
+  const NodeKernel wrong(node);
+  Expect(wrong.failure.find(why) != std::string::npos, wrong.failure);
+  const NodeKernel overruled(node, {{kPrecisionKey, "half"}});
+  Expect(overruled.failure.empty(), overruled.failure);
+  unsetenv("SPARSIFY_CUDA_PRECISION");
+  OrtSessionOptions options;
   options.entries = {{kPrecisionKey, "int8"}};
-  const std::string wrong = Message(RegisterCustomOps(&options, fake_ort::Base()));
-  Expect(wrong.find("must be float32, tf32 or half, not 'int8'") != std::string::npos, wrong);
+  const std::string refused = Message(RegisterCustomOps(&options, fake_ort::Base()));
+  Expect(refused.find("must be float32, tf32 or half, not 'int8'") != std::string::npos, refused);
+  const NodeKernel right(node);
+  Expect(right.failure.empty(), right.failure);
 }
 
 }  // namespace
@@ -173,6 +185,7 @@ void TestTensorCores() {
   TestNumbersOfAllSizes();
   TestNonFiniteInputsStayInTheirBlocks();
   TestTheOptionDecides();
+  TestAWrongPrecisionMattersToNodesOnTheGpuOnly();
 }
 
 }  // namespace sparsify_tests

@@ -91,6 +91,16 @@ def test_a_bound_call_computes_what_a_plain_one_does(tmp_path: Path):
     np.testing.assert_array_equal(got, session.run({"x": x})["y"])
 
 
+def test_a_wrong_precision_in_the_environment_does_not_matter_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = sparse_mlp(tmp_path / "mlp.onnx")
+    x = np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32)
+    expected = Session(model).run({"x": x})["y"]
+    monkeypatch.setenv("SPARSIFY_CUDA_PRECISION", "double")
+    np.testing.assert_array_equal(Session(model).run({"x": x})["y"], expected)
+
+
 def test_bench_says_what_it_ran_on(tmp_path: Path):
     report = bench(sparse_mlp(tmp_path / "mlp.onnx"), duration=0.02, warmup=0)
     assert report["provider"] == "cpu"

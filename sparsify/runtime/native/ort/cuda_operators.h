@@ -24,6 +24,16 @@ class CudaOp : public CustomOp<Node> {
     this->GetInputMemoryType = [](const OrtCustomOp*, size_t index) {
       return index < kPacked ? kMemTypeDefault : kMemTypeCpuInput;
     };
+    this->CreateKernelV2 = &CudaOp::Create;
+  }
+
+ private:
+  // Precision is of no interest to a session without such nodes, so a wrong one is said here.
+  static OrtStatus* SPARSIFY_ORT_CALL Create(const OrtCustomOp* self, const OrtApi* api,
+                                             const OrtKernelInfo* info, void** kernel) {
+    const std::string& problem = static_cast<const CudaOp*>(self)->settings().precision_problem;
+    if (problem.empty()) return CustomOp<Node>::Create(self, api, info, kernel);
+    return Guard(*api, [&] { NodeInfo(*api, info, Node::kName).Fail(problem); });
   }
 };
 

@@ -7,6 +7,7 @@
 #define SPARSIFY_ORT_CUSTOM_OP_H_
 
 #include <memory>
+#include <string>
 
 #include "../cuda/precision.h"
 #include "abi.h"
@@ -19,6 +20,7 @@ struct Settings {
   const OrtMemoryInfo* memory = nullptr;  // CPU memory from the session's arena
   bool infers_shapes = false;             // whether this ONNX Runtime survives absent inputs in inference
   cuda::Precision precision = cuda::Precision::kFloat32;  // of products on tensor cores
+  std::string precision_problem;                          // why that is not what was asked for, or empty
 };
 
 template <typename Node>
@@ -49,17 +51,19 @@ class CustomOp : public OrtCustomOp {
     if (settings.infers_shapes) InferOutputShapeFn = &CustomOp::InferShape;
   }
 
- private:
-  struct Kernel {
-    const CustomOp& op;
-    Node node;
-  };
-
+ protected:
   static OrtStatus* SPARSIFY_ORT_CALL Create(const OrtCustomOp* self, const OrtApi* api,
                                              const OrtKernelInfo* info, void** kernel) {
     const auto& op = *static_cast<const CustomOp*>(self);
     return Guard(*api, [&] { *kernel = new Kernel{op, Node(NodeInfo(*api, info, Node::kName))}; });
   }
+  const Settings& settings() const { return settings_; }
+
+ private:
+  struct Kernel {
+    const CustomOp& op;
+    Node node;
+  };
 
   static OrtStatus* SPARSIFY_ORT_CALL Compute(void* self, OrtKernelContext* raw) {
     const auto& kernel = *static_cast<const Kernel*>(self);

@@ -10,7 +10,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
-#include <utility>
+#include <tuple>
 
 #include "abi.h"
 #include "attention.h"
@@ -46,17 +46,23 @@ bool SessionEntry(const OrtApi& api, const OrtSessionOptions* options, const cha
   return true;
 }
 
-cuda::Precision SessionPrecision(const OrtApi& api, const OrtSessionOptions* options) {
+// A wrong entry of the session is an error at once. The environment is meant for other sessions too, those
+// without nodes on a GPU among them: float32 then, and in *problem what such a node says.
+cuda::Precision SessionPrecision(const OrtApi& api, const OrtSessionOptions* options, std::string* problem) {
   cuda::Precision precision = cuda::Precision::kFloat32;
-  std::string name, from = std::string("session option ") + kPrecisionKey;
-  if (!SessionEntry(api, options, kPrecisionKey, &name)) {
-    const char* wish = std::getenv(kPrecisionVariable);
-    if (wish == nullptr) return precision;
+  std::string name;
+  const auto wrong = [&name](const std::string& from) {
+    return from + " must be float32, tf32 or half, not '" + name + "'";
+  };
+  if (SessionEntry(api, options, kPrecisionKey, &name)) {
+    if (!cuda::ParsePrecision(name, &precision)) {
+      throw Error(wrong(std::string("session option ") + kPrecisionKey));
+    }
+  } else if (const char* wish = std::getenv(kPrecisionVariable)) {
     name = wish;
-    from = std::string("environment variable ") + kPrecisionVariable;
-  }
-  if (!cuda::ParsePrecision(name, &precision)) {
-    throw Error(from + " must be float32, tf32 or half, not '" + name + "'");
+    if (!cuda::ParsePrecision(name, &precision)) {
+      *problem = wrong(std::string("environment variable ") + kPrecisionVariable);
+    }
   }
   return precision;
 }
@@ -83,11 +89,10 @@ bool InfersShapes(const char* version) {
   return major > 1 || (major == 1 && minor >= 24);
 }
 
-OrtCustomOpDomain* MakeDomain(const OrtApi& api, int threads, cuda::Precision precision,
-                              const char* version) {
+OrtCustomOpDomain* MakeDomain(const OrtApi& api, Settings settings) {
   OrtMemoryInfo* memory = nullptr;
   Check(api, api.CreateCpuMemoryInfo(kArenaAllocator, kMemTypeDefault, &memory));
-  const Settings settings{threads, memory, InfersShapes(version), precision};
+  settings.memory = memory;
   OrtCustomOpDomain* domain = nullptr;
   Check(api, api.CreateCustomOpDomain(kDomain, &domain));
   Check(api, api.CustomOpDomain_Add(domain, new CustomOp<SparseLinear>(api, settings)));
@@ -101,12 +106,13 @@ OrtCustomOpDomain* MakeDomain(const OrtApi& api, int threads, cuda::Precision pr
   return domain;
 }
 
-OrtCustomOpDomain* DomainFor(const OrtApi& api, int threads, cuda::Precision precision, const char* version) {
+OrtCustomOpDomain* DomainFor(const OrtApi& api, const Settings& settings) {
+  using Key = std::tuple<int, cuda::Precision, std::string>;
   static auto* mutex = new std::mutex;
-  static auto* domains = new std::map<std::pair<int, cuda::Precision>, OrtCustomOpDomain*>;
+  static auto* domains = new std::map<Key, OrtCustomOpDomain*>;
   const std::lock_guard<std::mutex> lock(*mutex);
-  OrtCustomOpDomain*& domain = (*domains)[{threads, precision}];
-  if (domain == nullptr) domain = MakeDomain(api, threads, precision, version);
+  OrtCustomOpDomain*& domain = (*domains)[{settings.threads, settings.precision, settings.precision_problem}];
+  if (domain == nullptr) domain = MakeDomain(api, settings);
   return domain;
 }
 
@@ -125,9 +131,10 @@ RegisterCustomOps(sparsify::ort::OrtSessionOptions* options, const sparsify::ort
     return base->GetApi(1)->CreateStatus(kFail, message.c_str());
   }
   return Guard(*api, [&] {
-    const int threads = SessionThreads(*api, options);
-    const sparsify::cuda::Precision precision = SessionPrecision(*api, options);
-    Check(*api,
-          api->AddCustomOpDomain(options, DomainFor(*api, threads, precision, base->GetVersionString())));
+    Settings settings;
+    settings.threads = SessionThreads(*api, options);
+    settings.infers_shapes = InfersShapes(base->GetVersionString());
+    settings.precision = SessionPrecision(*api, options, &settings.precision_problem);
+    Check(*api, api->AddCustomOpDomain(options, DomainFor(*api, settings)));
   });
 }

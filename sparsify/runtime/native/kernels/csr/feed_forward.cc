@@ -71,10 +71,10 @@ class CsrFeedForward final : public FeedForwardKernel {
         b_(b),
         a_attributes_{a.rows, a.columns},
         b_attributes_{b.rows, b.columns},
-        a_pages_(a),
-        b_pages_(b),
-        a_alone_(MakeLinear(isa, a_attributes_, a)),
-        b_alone_(MakeLinear(isa, b_attributes_, b)) {}
+        a_pages_(std::make_shared<PackedPages>(a)),
+        b_pages_(std::make_shared<PackedPages>(b)),
+        a_alone_(MakeLinear(isa, a_attributes_, a, a_pages_)),
+        b_alone_(MakeLinear(isa, b_attributes_, b, b_pages_)) {}
 
   const LinearAttributes& first() const override { return a_attributes_; }
   const LinearAttributes& second() const override { return b_attributes_; }
@@ -130,8 +130,8 @@ class CsrFeedForward final : public FeedForwardKernel {
     std::unique_ptr<PairPlans>& plans = plans_[spacing];
     if (plans == nullptr) {
       plans = std::make_unique<PairPlans>(a_, b_, spacing);
-      a_pages_.Derived();
-      b_pages_.Derived();
+      a_pages_->Derived();
+      b_pages_->Derived();
     }
     return *plans;
   }
@@ -176,7 +176,7 @@ class CsrFeedForward final : public FeedForwardKernel {
   const Isa& isa_;
   Matrix a_, b_;
   LinearAttributes a_attributes_, b_attributes_;
-  PackedPages a_pages_, b_pages_;
+  std::shared_ptr<const PackedPages> a_pages_, b_pages_;
   std::unique_ptr<LinearKernel> a_alone_, b_alone_;
   mutable std::mutex mutex_;
   mutable std::map<int64_t, std::unique_ptr<PairPlans>> plans_;  // by spacing

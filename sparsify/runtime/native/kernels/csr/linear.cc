@@ -1,6 +1,8 @@
 // y = activation(W x + bias + residual) for row-major x: few rows without panels, more rows as panels.
 #include <algorithm>
+#include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "family.h"
@@ -35,8 +37,13 @@ struct Rows {
 
 class CsrLinear final : public LinearKernel {
  public:
-  CsrLinear(const Isa& isa, const LinearAttributes& attributes, const Matrix& matrix)
-      : isa_(isa), attributes_(attributes), matrix_(matrix), pages_(matrix), panel_plans_(matrix, pages_) {}
+  CsrLinear(const Isa& isa, const LinearAttributes& attributes, const Matrix& matrix,
+            std::shared_ptr<const PackedPages> pages)
+      : isa_(isa),
+        attributes_(attributes),
+        matrix_(matrix),
+        pages_(std::move(pages)),
+        panel_plans_(matrix, *pages_) {}
 
   const LinearAttributes& attributes() const override { return attributes_; }
 
@@ -63,7 +70,7 @@ class CsrLinear final : public LinearKernel {
   const SlotPlan& Slots() const {
     std::call_once(slots_made_, [this] {
       slots_ = std::make_unique<SlotPlan>(matrix_);
-      pages_.Derived();
+      pages_->Derived();
     });
     return *slots_;
   }
@@ -92,7 +99,7 @@ class CsrLinear final : public LinearKernel {
 
   void RunLines(void (*function)(const PackedRows&, const RowMajor&, int64_t, int64_t, const Epilogue&),
                 const RowMajor& operand, const Epilogue& epilogue, const ParallelFor& parallel) const {
-    pages_.ReadInPlace();
+    pages_->ReadInPlace();
     const PackedRows rows = {matrix_.pointers, matrix_.narrow,     matrix_.wide,
                              matrix_.values,   matrix_.block_rows, matrix_.rows};
     RunRanges(matrix_.pointers, matrix_.lines(), (4 * matrix_.block_rows + 2) * matrix_.blocks, parallel,
@@ -117,7 +124,7 @@ class CsrLinear final : public LinearKernel {
   const Isa& isa_;
   LinearAttributes attributes_;
   Matrix matrix_;
-  PackedPages pages_;
+  std::shared_ptr<const PackedPages> pages_;
   PanelPlans panel_plans_;
   mutable std::once_flag slots_made_;
   mutable std::unique_ptr<SlotPlan> slots_;
@@ -126,8 +133,9 @@ class CsrLinear final : public LinearKernel {
 }  // namespace
 
 std::unique_ptr<LinearKernel> MakeLinear(const Isa& isa, const LinearAttributes& attributes,
-                                         const Matrix& matrix) {
-  return std::make_unique<CsrLinear>(isa, attributes, matrix);
+                                         const Matrix& matrix, std::shared_ptr<const PackedPages> pages) {
+  if (pages == nullptr) pages = std::make_shared<PackedPages>(matrix);
+  return std::make_unique<CsrLinear>(isa, attributes, matrix, std::move(pages));
 }
 
 }  // namespace csr

@@ -1,4 +1,5 @@
-// The memory of a packed weight, which is read again only when another form is derived from it.
+// The memory of a packed weight, which is read again only when another form is derived from it. One for each
+// weight of a node, whatever the number of kernels that run it.
 #ifndef SPARSIFY_KERNELS_CSR_PACKED_PAGES_H_
 #define SPARSIFY_KERNELS_CSR_PACKED_PAGES_H_
 

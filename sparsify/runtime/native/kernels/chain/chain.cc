@@ -5,6 +5,8 @@
 
 #include "../../base/aligned.h"
 #include "../csr/panel_product.h"
+#include "rows_plan.h"
+#include "rows_run.h"
 
 namespace sparsify {
 namespace chain {
@@ -26,6 +28,23 @@ int64_t BlockImages(int64_t images) {
   int64_t block = 1;
   while (block < kMostImages && images % (2 * block) == 0 && images / (2 * block) >= kBlocks) block *= 2;
   return block;
+}
+
+// Steps run on rows where pixels fill this much of a row's registers, bands are this high at least, and maps
+// no higher than this.
+constexpr double kFilled = 0.8;
+constexpr int64_t kBandRows = 4;
+constexpr int64_t kMostRows = 1 << 12;
+
+std::shared_ptr<const RowConv> RowsOf(const ConvKernel& kernel, const Size& input, const Size& size,
+                                      int64_t bands) {
+  const ConvAttributes& a = kernel.attributes();
+  const double filled = static_cast<double>(size.width) / static_cast<double>(RowSpacing(size.width));
+  if (size.width != (input.width + a.strides[1] - 1) / a.strides[1] || filled < kFilled) return nullptr;
+  if (size.height < kBandRows * bands && bands > 1) return nullptr;
+  if (std::max(input.height, size.height) > kMostRows || a.strides[0] > kMostRows) return nullptr;
+  if ((a.kernel[0] - 1) * a.dilations[0] >= kMostRows) return nullptr;
+  return kernel.Rows(input.width);
 }
 
 size_t BlockBytes(const Schedule& schedule) {
@@ -134,14 +153,39 @@ Schedule ConvChain::MakeSchedule(const Plan& plan, const std::vector<Flow>& flow
   Schedule schedule;
   schedule.images = images;
   schedule.groups = std::move(groups);
+  schedule.rows = RowsFor(plan, threads);
+  const int64_t on_rows = schedule.row_steps();
+  std::fill_n(schedule.groups.begin(), on_rows, int64_t{1});
   Place(this->maps(), flows, &schedule);
-  for (size_t i = 0; i < steps_.size(); ++i) {
+  if (on_rows > 0) {
+    schedule.kernel_bytes = static_cast<size_t>(schedule.rows->bands) * schedule.rows->scratch_bytes;
+  }
+  for (size_t i = static_cast<size_t>(on_rows); i < steps_.size(); ++i) {
     const Size& input = SizeOf(plan, steps_[i].input);
     const size_t bytes =
         steps_[i].kernel->ScratchBytes(schedule.groups[i], input.height, input.width, threads);
     schedule.kernel_bytes = std::max(schedule.kernel_bytes, bytes);
   }
   return schedule;
+}
+
+std::shared_ptr<const RowPlan> ConvChain::RowsFor(const Plan& plan, int threads) const {
+  RowChain chain;
+  for (size_t i = 0; i < map_channels_.size(); ++i) chain.values.push_back({map_channels_[i], plan.maps[i]});
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const ConvAttributes& a = steps_[i].kernel->attributes();
+    const Size& input = SizeOf(plan, steps_[i].input);
+    RowStep step = {RowsOf(*steps_[i].kernel, input, plan.sizes[i], threads),
+                    steps_[i].input,
+                    steps_[i].residual,
+                    a.strides[0],
+                    (a.kernel[0] - 1) * a.dilations[0] + 1,
+                    a.pads[0],
+                    steps_[i].ending};
+    chain.steps.push_back(std::move(step));
+    chain.values.push_back({a.out_channels, plan.sizes[i]});
+  }
+  return MakeRowPlan(chain, threads);
 }
 
 size_t ConvChain::ScratchBytes(const Plan& plan) {
@@ -179,8 +223,20 @@ void ConvChain::RunBlock(const Plan& plan, const Schedule& schedule, const float
     const Size& size = plan.maps[static_cast<size_t>(value)];
     return maps[value] + (first + image) * map_channels(value) * size.pixels();
   };
+  const size_t on_rows = static_cast<size_t>(schedule.row_steps());
+  RowPlanes planes;
   for (int64_t end = 1; end <= schedule.images; ++end) {
-    for (size_t i = 0; i < steps_.size(); ++i) {
+    if (on_rows > 0) {
+      planes.maps.clear();
+      planes.targets.assign(static_cast<size_t>(count), nullptr);
+      for (int64_t map = 0; map < count; ++map) planes.maps.push_back(source(map, end - 1));
+      for (size_t i = 0; i < on_rows; ++i) {
+        const bool leaves = schedule.offsets[i] >= 0 || i + 1 == steps_.size();
+        planes.targets.push_back(leaves ? target(i, end - 1) : nullptr);
+      }
+      RunRows(*schedule.rows, planes, parallel, values + schedule.rows_offset, kernel_memory);
+    }
+    for (size_t i = on_rows; i < steps_.size(); ++i) {
       const int64_t images = schedule.groups[i], image = end - images;
       if (end % images != 0) break;  // later steps wait for as many images, or more
       const Step& step = steps_[i];

@@ -58,6 +58,7 @@ class ConvChain {
   bool FindSizes(Plan* plan, std::vector<Flow>* flows, std::string* error) const;
   Schedule MakeSchedule(const Plan& plan, const std::vector<Flow>& flows, int64_t images,
                         std::vector<int64_t> groups, int threads) const;
+  std::shared_ptr<const RowPlan> RowsFor(const Plan& plan, int threads) const;
   const Size& SizeOf(const Plan& plan, int64_t value) const;
   // One block of images from `first` on, all steps.
   void RunBlock(const Plan& plan, const Schedule& schedule, const float* const* maps, int64_t first, float* y,

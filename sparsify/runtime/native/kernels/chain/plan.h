@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace sparsify {
@@ -22,14 +23,22 @@ struct Flow {
   int64_t floats;           // of what it gives, for one image
 };
 
-// A block of images on its way through all steps. Step s runs once for every groups[s] images; groups grow
-// along the chain, each a multiple of the one before.
+struct RowPlan;
+
+// A block of images on its way through all steps. The first of them may run row by row, image by image. Any
+// later step s runs once for every groups[s] images; groups grow along the chain, each a multiple of the one
+// before.
 struct Schedule {
-  int64_t images = 0;            // of the block; 0: there is no such block
-  std::vector<int64_t> groups;   // of each step
-  std::vector<int64_t> held;     // images for which there is room in what each step gives
-  std::vector<int64_t> offsets;  // of what each step gives, in floats; -1 for the last, which is the output
+  int64_t images = 0;           // of the block; 0: there is no such block
+  std::vector<int64_t> groups;  // of each step
+  std::vector<int64_t> held;    // images for which there is room in what each step gives
+  // Of what each step gives, in floats; -1 for the last, which is the output, and for what only rows hold.
+  std::vector<int64_t> offsets;
+  std::shared_ptr<const RowPlan> rows;  // null: all steps take whole maps
+  int64_t rows_offset = 0;
   int64_t floats = 0;
+
+  int64_t row_steps() const;
   size_t kernel_bytes = 0;  // what the neediest kernel wants
 };
 
@@ -47,8 +56,8 @@ struct Plan {
 // Groups for steps on maps of these sizes, in blocks of `images`, a power of two.
 std::vector<int64_t> Groups(const std::vector<Size>& sizes, int64_t images);
 
-// Fills held, offsets and floats from groups. Maps that are never needed at once share memory, and a sum
-// takes the place of its residual where nothing else reads that any more.
+// Fills held, offsets and floats from groups and rows. Maps that are never needed at once share memory, and a
+// sum takes the place of its residual where nothing else reads that any more.
 void Place(int64_t maps, const std::vector<Flow>& flows, Schedule* schedule);
 
 }  // namespace chain

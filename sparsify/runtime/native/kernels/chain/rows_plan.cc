@@ -1,0 +1,147 @@
+#include "rows_plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "../../base/aligned.h"
+#include "rows_segment.h"
+#include "slots.h"
+
+namespace sparsify {
+namespace chain {
+namespace {
+
+// Of a second-level cache of 1 MB: weights of a segment and the rows that it needs at once.
+constexpr int64_t kSegmentBytes = 640 << 10;
+constexpr int64_t kMostSteps = 48;  // of a segment
+// What a segment of its own costs beside the maps that pass from one to the next.
+constexpr int64_t kCutFloats = 1 << 14;
+
+std::vector<Readers> FindReaders(const RowChain& chain) {
+  std::vector<Readers> readers(chain.values.size());
+  for (size_t step = 0; step < chain.steps.size(); ++step) {
+    for (const int64_t value : {chain.steps[step].input, chain.steps[step].residual}) {
+      if (value < 0) continue;
+      Readers& found = readers[static_cast<size_t>(value)];
+      if (found.first < 0) found.first = static_cast<int64_t>(step);
+      found.last = static_cast<int64_t>(step);
+    }
+  }
+  return readers;
+}
+
+// The most steps from the first on that all run on rows and of which none reads what later ones read too:
+// that is written as planes.
+int64_t StepsOnRows(const RowChain& chain, const std::vector<Readers>& readers) {
+  const auto first = std::find_if(chain.steps.begin(), chain.steps.end(),
+                                  [](const RowStep& step) { return step.conv == nullptr; });
+  int64_t steps = first - chain.steps.begin();
+  for (int64_t step = steps; step-- > 0;) {
+    const Readers& found = readers[static_cast<size_t>(chain.maps() + step)];
+    if (found.last >= steps && found.first < steps) steps = step = found.first;
+  }
+  return steps;
+}
+
+// Segments within the budget between which the least is moved.
+std::vector<RowSegment> Cut(const RowChain& chain, const std::vector<Readers>& readers, int64_t steps,
+                            int64_t bands) {
+  std::vector<int64_t> cost(static_cast<size_t>(steps) + 1, std::numeric_limits<int64_t>::max());
+  std::vector<int64_t> begin_of(cost.size(), 0);
+  cost[0] = 0;
+  for (int64_t begin = 0; begin < steps; ++begin) {
+    for (int64_t end = begin + 1; end <= std::min(steps, begin + kMostSteps); ++end) {
+      const RowSegment segment = MakeSegment(chain, readers, steps, begin, end, 1);
+      const int64_t bytes = segment.weight_bytes + segment.held_floats * static_cast<int64_t>(sizeof(float));
+      if (end > begin + 1 && bytes > kSegmentBytes) break;
+      const int64_t sum = cost[static_cast<size_t>(begin)] + segment.moved_floats + kCutFloats;
+      if (sum < cost[static_cast<size_t>(end)]) {
+        cost[static_cast<size_t>(end)] = sum;
+        begin_of[static_cast<size_t>(end)] = begin;
+      }
+    }
+  }
+  std::vector<RowSegment> segments;
+  for (int64_t end = steps; end > 0; end = begin_of[static_cast<size_t>(end)]) {
+    segments.push_back(MakeSegment(chain, readers, steps, begin_of[static_cast<size_t>(end)], end, bands));
+  }
+  std::reverse(segments.begin(), segments.end());
+  return segments;
+}
+
+// Lays rings and whole maps over each other; a moment is a segment.
+class Placer {
+ public:
+  Placer(RowPlan* plan, size_t values) : plan_(plan), slot_(values, kNone), last_(values, 0) {
+    for (size_t s = 0; s < plan->segments.size(); ++s) {
+      for (const RowNode& node : plan->segments[s].nodes) last_[At(node)] = static_cast<int64_t>(s);
+    }
+  }
+
+  void Place() {
+    std::vector<std::pair<RowNode*, size_t>> placed;
+    for (size_t s = 0; s < plan_->segments.size(); ++s) {
+      RowSegment& segment = plan_->segments[s];
+      for (RowNode& node : segment.nodes) {
+        if (node.kept == RowNode::Kept::kPlanes) continue;
+        placed.emplace_back(&node, SlotOf(node, segment, static_cast<int64_t>(s)));
+      }
+    }
+    plan_->floats = PlaceSlots(&slots_);
+    for (const auto& [node, slot] : placed) {
+      node->offset = slots_[slot].offset;
+      if (node->kept == RowNode::Kept::kRing) node->band_stride = node->capacity * node->row_floats();
+    }
+  }
+
+ private:
+  static constexpr size_t kNone = std::numeric_limits<size_t>::max();
+
+  static size_t At(const RowNode& node) { return static_cast<size_t>(node.value); }
+
+  size_t SlotOf(const RowNode& node, const RowSegment& segment, int64_t now) {
+    const int64_t floats = node.capacity * node.row_floats();
+    if (node.kept == RowNode::Kept::kRing) {
+      slots_.push_back({now, now, plan_->bands * floats});
+      return slots_.size() - 1;
+    }
+    size_t& slot = slot_[At(node)];
+    if (node.in_place) {
+      slot = slot_[At(segment.nodes[static_cast<size_t>(node.residual)])];
+      slots_[slot].last = std::max(slots_[slot].last, last_[At(node)]);
+    } else if (slot == kNone) {
+      slot = slots_.size();
+      slots_.push_back({now, last_[At(node)], floats});
+    }
+    return slot;
+  }
+
+  RowPlan* plan_;
+  std::vector<Slot> slots_;
+  std::vector<size_t> slot_;   // of each value that is kept whole
+  std::vector<int64_t> last_;  // segment of each value
+};
+
+}  // namespace
+
+std::shared_ptr<const RowPlan> MakeRowPlan(const RowChain& chain, int64_t bands) {
+  const std::vector<Readers> readers = FindReaders(chain);
+  const int64_t steps = StepsOnRows(chain, readers);
+  if (steps == 0) return nullptr;
+  auto plan = std::make_shared<RowPlan>();
+  plan->steps = steps;
+  plan->bands = bands;
+  plan->segments = Cut(chain, readers, steps, bands);
+  Placer(plan.get(), chain.values.size()).Place();
+  for (const RowSegment& segment : plan->segments) {
+    for (const RowNode& node : segment.nodes) {
+      if (node.conv == nullptr) continue;
+      plan->scratch_bytes = std::max(plan->scratch_bytes, node.conv->ScratchBytes());
+    }
+  }
+  plan->scratch_bytes = RoundUp(plan->scratch_bytes, kCacheLine);
+  return plan;
+}
+
+}  // namespace chain
+}  // namespace sparsify

@@ -1,0 +1,98 @@
+#include "rows_run.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../csr/panel_product.h"
+
+namespace sparsify {
+namespace chain {
+namespace {
+
+// One row of all channels into the form of rows.
+void CopyRow(const float* source, int64_t stride, int64_t channels, int64_t width, float* row) {
+  const int64_t spacing = RowSpacing(width);
+  std::fill_n(row - kRowMargin, kRowMargin, 0.0f);
+  for (int64_t channel = 0; channel < channels; ++channel, source += stride, row += spacing) {
+    std::memcpy(row, source, static_cast<size_t>(width) * sizeof(float));
+    std::fill_n(row + width, spacing - width, 0.0f);
+  }
+}
+
+// One band of one segment.
+class BandRun {
+ public:
+  BandRun(const RowSegment& segment, int64_t band, const RowPlanes& planes, float* memory, void* scratch)
+      : nodes_(segment.nodes), band_(band), planes_(planes), memory_(memory), scratch_(scratch) {}
+
+  void Run(const std::vector<RowTask>& tasks) {
+    for (const RowTask& task : tasks) {
+      const RowNode& node = nodes_[static_cast<size_t>(task.node)];
+      if (node.work == RowNode::Work::kConv) {
+        RunConv(node, task);
+        continue;
+      }
+      for (int64_t y = task.first; y < task.first + task.count; ++y) CopyOne(node, y);
+    }
+  }
+
+ private:
+  const RowNode& At(int32_t node) const { return nodes_[static_cast<size_t>(node)]; }
+
+  // Channel 0 of row y.
+  float* Row(const RowNode& node, int64_t y) const {
+    return memory_ + node.offset + band_ * node.band_stride + y % node.capacity * node.row_floats() +
+           kRowMargin;
+  }
+
+  void CopyOne(const RowNode& node, int64_t y) const {
+    const bool import = node.work == RowNode::Work::kImport;
+    const float* source =
+        import ? planes_.maps[static_cast<size_t>(node.value)] + y * node.size.width : Row(At(node.input), y);
+    const int64_t stride = import ? node.size.pixels() : RowSpacing(node.size.width);
+    CopyRow(source, stride, node.channels, node.size.width, Row(node, y));
+  }
+
+  void RunConv(const RowNode& node, const RowTask& task) {
+    const RowNode& input = At(node.input);
+    const int64_t first = task.first * node.stride - node.pad;
+    inputs_.clear();
+    for (int64_t y = first; y < first + (task.count - 1) * node.stride + node.reach; ++y) {
+      inputs_.push_back(y >= 0 && y < input.size.height ? Row(input, y) : nullptr);
+    }
+    const bool planes = node.kept == RowNode::Kept::kPlanes;
+    rows_.clear();
+    residuals_.clear();
+    for (int64_t y = task.first; y < task.first + task.count; ++y) {
+      rows_.push_back(planes ? planes_.targets[static_cast<size_t>(node.value)] + y * node.size.width
+                             : Row(node, y));
+      if (node.residual >= 0) residuals_.push_back(Row(At(node.residual), y));
+    }
+    const RowTarget target = {rows_.data(), planes ? node.size.pixels() : RowSpacing(node.size.width), planes,
+                              node.residual >= 0 ? residuals_.data() : nullptr};
+    node.conv->Run(inputs_.data(), task.count, node.ending, target, scratch_);
+  }
+
+  const std::vector<RowNode>& nodes_;
+  const int64_t band_;
+  const RowPlanes& planes_;
+  float* memory_;
+  void* scratch_;
+  std::vector<const float*> inputs_, residuals_;
+  std::vector<float*> rows_;
+};
+
+}  // namespace
+
+void RunRows(const RowPlan& plan, const RowPlanes& planes, const ParallelFor& parallel, float* memory,
+             unsigned char* scratch) {
+  for (const RowSegment& segment : plan.segments) {
+    csr::RunTasks(parallel, plan.bands, plan.bands, [&](int64_t, int64_t band) {
+      BandRun(segment, band, planes, memory, scratch + static_cast<size_t>(band) * plan.scratch_bytes)
+          .Run(segment.bands[static_cast<size_t>(band)]);
+    });
+  }
+}
+
+}  // namespace chain
+}  // namespace sparsify

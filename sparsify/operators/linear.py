@@ -7,17 +7,60 @@ gradcheck, 16-bit types on a CPU) runs on torch's dense product, which means the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from sparsify.masks import mark_inside
 from sparsify.operators import native, topologies
+from sparsify.operators.differentiable import Geometry, SparseOperator
 from sparsify.operators.native import Gradients, Needs
+
+
+class _Linear(SparseOperator):
+    name = "sparse_linear"
+    channel = -1
+
+    def output_shape(self, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Any, ...]:
+        return *x.shape[:-1], weight.shape[0]
+
+    def product(
+        self, x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, geometry: Geometry
+    ) -> Tensor:
+        if x.is_cuda:
+            return _forward_gpu(x, weight, mask, bias)
+        if not native.suits(x, weight) or x.shape[-1] != weight.shape[1]:  # torch says what does not fit
+            return F.linear(x, weight.masked_fill(~mask, 0), bias)
+        rows = _rows(x)
+        y = x.new_empty(self.output_shape(x, weight, geometry))
+        return native.forward(topologies.native(mask), rows, (rows.shape[0],), weight, bias, y)
+
+    def active_gradients(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        needs: Needs,
+        geometry: Geometry,
+        keep: bool,
+    ) -> Gradients:
+        rows, slopes = _rows(x), _rows(dy)
+        if native.suits(x, weight):
+            batch = (rows.shape[0],)
+            found = native.backward(topologies.native(mask), rows, batch, slopes, weight, needs, keep)
+        else:
+            run = _gradients_gpu if x.is_cuda else _gradients_dense
+            found = run(slopes, rows, weight.contiguous(), mask, needs)
+        dx, dweight, dbias = found
+        return dx if dx is None or x.dim() == 2 else dx.reshape(x.shape), dweight, dbias
+
+    def dense_gradient(self, dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+        return _rows(dy).t() @ _rows(x)
+
+
+OPERATOR = _Linear()
+"""The operator, as torch knows it."""
 
 
 def sparse_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -35,108 +78,7 @@ def sparse_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     Returns:
         `[..., out]`.
     """
-    run: Callable[..., Tensor] = _Eager.apply if native.untraced(x, weight, mask) else _forward
-    return run(x, weight, mask, bias)
-
-
-@torch.library.custom_op("sparsify::sparse_linear", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    return _product(x, weight, mask, bias)
-
-
-@torch.library.custom_op("sparsify::sparse_linear_backward", mutates_args=())
-def _backward(
-    dy: Tensor, x: Tensor, weight: Tensor, mask: Tensor, needs: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    need_x, need_weight, need_bias = needs
-    return native.filled(_gradients(dy, x, weight, mask, (need_x, need_weight, need_bias), keep=False), x)
-
-
-@_forward.register_fake
-def _(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-@_backward.register_fake
-def _(
-    dy: Tensor, x: Tensor, weight: Tensor, mask: Tensor, needs: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    need_x, need_weight, need_bias = needs
-    return (
-        x.new_empty(x.shape if need_x else 0),
-        x.new_empty(weight.shape if need_weight else 0),
-        x.new_empty(weight.shape[:1] if need_bias else 0),
-    )
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-
-
-def _in_graph(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    needs = _needs(ctx)
-    found = _backward(dy, *ctx.saved_tensors, list(needs))
-    dx, dweight, dbias = (gradient if need else None for gradient, need in zip(found, needs, strict=True))
-    return dx, dweight, None, dbias
-
-
-_forward.register_autograd(_in_graph, setup_context=_setup)
-
-
-class _Eager(torch.autograd.Function):
-    """The same without the dispatcher, which takes 0.15 ms for every step of a layer.
-
-    Here gradients belong to autograd and the optimizer, which write to them through torch. So their memory is
-    kept; a compiled graph may use it for something else meanwhile.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight, mask)
-        return _product(x, weight, mask, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mask = ctx.saved_tensors
-        dx, dweight, dbias = _gradients(dy, x, weight, mask, _needs(ctx), keep=True)
-        return dx, dweight, None, dbias
-
-
-def _needs(ctx: Any) -> Needs:
-    needs = ctx.needs_input_grad
-    return bool(needs[0]), bool(needs[1]), bool(needs[3])
-
-
-def _product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    if x.is_cuda:
-        return _forward_gpu(x, weight, mask, bias)
-    if not native.suits(x, weight) or x.shape[-1] != weight.shape[1]:  # torch says what does not fit
-        return F.linear(x, weight.masked_fill(~mask, 0), bias)
-    rows = _rows(x)
-    y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    return native.forward(topologies.native(mask), rows, (rows.shape[0],), weight, bias, y)
-
-
-def _gradients(dy: Tensor, x: Tensor, weight: Tensor, mask: Tensor, needs: Needs, keep: bool) -> Gradients:
-    need_x, need_weight, need_bias = needs
-    rows, slopes = _rows(x), _rows(dy)
-    dense = need_weight and native.collected(weight)
-    sparse = (need_x, need_weight and not dense, need_bias)
-    if native.suits(x, weight):
-        batch = (rows.shape[0],)
-        found = native.backward(topologies.native(mask), rows, batch, slopes, weight, sparse, keep)
-    else:
-        run = _gradients_gpu if x.is_cuda else _gradients_dense
-        found = run(slopes, rows, weight.contiguous(), mask, sparse)
-    dx, dweight, dbias = found
-    if dense:
-        dweight = slopes.t() @ rows
-    elif dweight is not None:
-        mark_inside(dweight)
-    if need_bias and dbias is None:
-        dbias = slopes.sum(0)
-    return dx if dx is None or x.dim() == 2 else dx.reshape(x.shape), dweight, dbias
+    return OPERATOR(x, weight, mask, bias)
 
 
 def _rows(x: Tensor) -> Tensor:

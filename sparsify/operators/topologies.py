@@ -75,15 +75,18 @@ def native(mask: Tensor) -> Cached:
     return _cached(mask, make)
 
 
-def native_conv(mask: Tensor, geometry: tuple[Pair, Pair, Pair]) -> Cached:
+def native_conv(mask: Tensor, geometry: tuple[Pair, ...]) -> Cached:
     """The native plan of a mask [out, in, height, width] on the CPU, with strides, padding and dilations."""
 
     def make() -> ConvTopology:
         positions = _positions(mask)
         out, channels, height, width = mask.shape
+        stride, padding, dilation = geometry
         return ConvTopology(
             (out, channels, height, width),
-            *geometry,
+            stride,
+            padding,
+            dilation,
             positions.data_ptr(),
             len(positions),
             threads=thread_count(),

@@ -11,7 +11,7 @@ import sparsify
 from sparsify import dst
 from sparsify.masks import masked_parameters, parse_pattern, set_mask
 from sparsify.operators import SparseConv2d, sparse_conv2d
-from sparsify.operators.conv import _backward, _forward
+from sparsify.operators.conv import OPERATOR
 
 
 def drawn(sizes, density: float, dtype=torch.float32, seed: int = 0):
@@ -97,9 +97,9 @@ def test_gradcheck(stride):
 def test_opcheck():
     weight, mask = drawn((6, 4, 3, 3), 0.2)
     x, bias = torch.randn(2, 4, 6, 6, requires_grad=True), torch.randn(6, requires_grad=True)
-    torch.library.opcheck(_forward, (x, weight, mask, bias, [2, 2], [1, 1], [1, 1]))
+    torch.library.opcheck(OPERATOR.forward, (x, weight, mask, bias, [2, 2], [1, 1], [1, 1]))
     saved = (torch.randn(2, 6, 3, 3), x.detach(), weight.detach(), mask)
-    torch.library.opcheck(_backward, (*saved, [True] * 3, [2, 2], [1, 1], [1, 1]))
+    torch.library.opcheck(OPERATOR.backward, (*saved, [True] * 3, [2, 2], [1, 1], [1, 1]))
 
 
 def test_infinities_reach_only_outputs_that_use_them():

@@ -11,7 +11,7 @@ from torch import nn
 
 from sparsify.masks import masked_parameters, set_mask
 from sparsify.operators import topologies
-from sparsify.operators.linear import _backward, _forward, sparse_linear
+from sparsify.operators.linear import OPERATOR, sparse_linear
 
 
 def drawn(out: int, features: int, density: float, dtype=torch.float32, seed: int = 0):
@@ -96,9 +96,11 @@ def test_opcheck():
     weight, mask = drawn(20, 30, 0.2)
     x = torch.randn(3, 5, 30, requires_grad=True)
     bias = torch.randn(20, requires_grad=True)
-    torch.library.opcheck(_forward, (x, weight, mask, bias))
+    torch.library.opcheck(OPERATOR.forward, (x, weight, mask, bias))
     dy = torch.randn(15, 20)
-    torch.library.opcheck(_backward, (dy, x.detach().reshape(15, 30), weight.detach(), mask, [True] * 3))
+    torch.library.opcheck(
+        OPERATOR.backward, (dy, x.detach().reshape(15, 30), weight.detach(), mask, [True] * 3)
+    )
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias"])

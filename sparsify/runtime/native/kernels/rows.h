@@ -2,8 +2,8 @@
 // steps.
 //
 // Row y of a map holds one channel after the other, `spacing` floats each: its `width` pixels and then zeros,
-// one at least. Sixteen zeros stand before the first channel. So what lies left and right of a map is there to
-// be read, a row of output needs nothing but a few rows of input, and nothing is packed or unfolded.
+// one at least. Sixteen zeros stand before the first channel. So what lies left and right of a map is there
+// to be read, a row of output needs nothing but a few rows of input, and nothing is packed or unfolded.
 #ifndef SPARSIFY_KERNELS_ROWS_H_
 #define SPARSIFY_KERNELS_ROWS_H_
 
@@ -39,9 +39,10 @@ class RowConv {
   virtual size_t weight_bytes() const = 0;
   virtual size_t ScratchBytes() const = 0;
   // `count` <= panel_rows() output rows. input[i] is channel 0 of the i-th row of input that they read, of
-  // (count - 1) * stride + (kernel - 1) * dilation + 1, the first being stride * (first output row) - top pad;
-  // null where there is none. `ending` gives bias and activation; its residual is not looked at. `scratch`
-  // holds ScratchBytes() bytes at any alignment.
+  // (count - 1) * stride + (kernel - 1) * dilation + 1, the first being stride * (first output row) - top
+  // pad; null where there is none. `ending` gives bias and activation; its residual is not looked at.
+  // `scratch` holds ScratchBytes() bytes at any alignment. Sixteen floats behind the last channel of a row
+  // are read, too, whatever they are.
   virtual void Run(const float* const* input, int64_t count, const Epilogue& ending, const RowTarget& target,
                    void* scratch) const = 0;
 };

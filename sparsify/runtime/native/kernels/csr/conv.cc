@@ -6,10 +6,13 @@
 // with once, in a copy of the input with one plane for each phase (y mod stride, x mod stride).
 #include <algorithm>
 #include <cstring>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "conv_flat.h"
 #include "conv_geometry.h"
+#include "conv_rows.h"
 #include "family.h"
 #include "panel_product.h"
 
@@ -184,7 +187,20 @@ class CsrConv final : public ConvKernel {
     }
   }
 
+  std::shared_ptr<const RowConv> Rows(int64_t width) const override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& kept : rows_) {
+      if (kept.first == width) return kept.second;
+    }
+    if (rows_.size() >= kKeptWidths) rows_.erase(rows_.begin());
+    rows_.emplace_back(width, MakeRows(isa_, attributes_, matrix_, width));
+    if (rows_.back().second != nullptr) pages_.Derived();
+    return rows_.back().second;
+  }
+
  private:
+  static constexpr size_t kKeptWidths = 2;
+
   // Images that are copied and multiplied together: enough for whole panels on every thread, and no more, so
   // that the copy is still in the cache when it is read. X itself needs no such care.
   static int64_t Images(const Geometry& g, int64_t batch, int threads) {
@@ -263,6 +279,8 @@ class CsrConv final : public ConvKernel {
   Matrix matrix_;
   PackedPages pages_;
   PanelPlans panel_plans_;
+  mutable std::mutex mutex_;
+  mutable std::vector<std::pair<int64_t, std::shared_ptr<const RowConv>>> rows_;  // by width, oldest first
 };
 
 }  // namespace

@@ -115,6 +115,8 @@ struct PackedRows {
   int64_t rows;  // outputs
 };
 
+struct RowsIsa;
+
 struct Isa {
   const char* name;
   // panel[row] += segment * tile.
@@ -142,6 +144,7 @@ struct Isa {
   // The same for blocks of two outputs or more, block rows [first, last), in place; may be null.
   void (*blocks)(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64_t last,
                  const Epilogue& epilogue);
+  const RowsIsa* rows;  // for convolutions on maps kept as rows
 };
 
 // One row for each instruction set, best last: name, condition on the CPU.

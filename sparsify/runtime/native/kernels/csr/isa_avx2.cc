@@ -5,6 +5,7 @@
 
 #include "compiler.h"
 #include "isa.h"
+#include "rows_isa.h"
 
 namespace sparsify {
 namespace csr {
@@ -101,7 +102,8 @@ void StorePixelsBy(const float* panel, int64_t first, int64_t last, const Output
 }  // namespace
 
 const Isa isa_avx2 = {"avx2",       &Multiply<V>,   &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
-                      &StoreRowsBy, &StorePixelsBy, 0,         nullptr,        nullptr,      nullptr};
+                      &StoreRowsBy, &StorePixelsBy, 0,         nullptr,        nullptr,      nullptr,
+                      &rows_avx2};
 
 }  // namespace csr
 }  // namespace sparsify

@@ -4,6 +4,7 @@
 
 #include "compiler.h"
 #include "isa.h"
+#include "rows_isa.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC's own header reads a variable that it leaves undefined on purpose.
@@ -298,7 +299,8 @@ void Slots(const SlotGroup& group, const RowMajor& operand, int64_t first, int64
 }  // namespace
 
 const Isa isa_avx512 = {"avx512",     &Multiply<V>,   &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
-                        &StoreRowsBy, &StorePixelsBy, 6,         &Slots,         nullptr,      &BlockRows};
+                        &StoreRowsBy, &StorePixelsBy, 6,         &Slots,         nullptr,      &BlockRows,
+                        &rows_avx512};
 
 }  // namespace csr
 }  // namespace sparsify

@@ -4,6 +4,7 @@
 
 #include "compiler.h"
 #include "isa.h"
+#include "rows_isa.h"
 #include "values.h"
 
 namespace sparsify {
@@ -240,7 +241,8 @@ void Dot(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64
 }  // namespace
 
 const Isa isa_neon = {"neon",       &Multiply<V>,   &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
-                      &StoreRowsBy, &StorePixelsBy, 2,         nullptr,        &Dot,         nullptr};
+                      &StoreRowsBy, &StorePixelsBy, 2,         nullptr,        &Dot,         nullptr,
+                      &rows_neon};
 
 }  // namespace csr
 }  // namespace sparsify

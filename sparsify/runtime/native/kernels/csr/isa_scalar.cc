@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "isa.h"
+#include "rows_isa.h"
 #include "values.h"
 
 namespace sparsify {
@@ -143,8 +144,8 @@ void Dot(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64
 
 }  // namespace
 
-const Isa isa_scalar = {"scalar",   &Multiply,    &PackRows, &PackPixels, &PackFlat, &TakeEvery,
-                        &StoreRows, &StorePixels, 4,         nullptr,     &Dot,      nullptr};
+const Isa isa_scalar = {"scalar",     &Multiply, &PackRows, &PackPixels, &PackFlat, &TakeEvery,  &StoreRows,
+                        &StorePixels, 4,         nullptr,   &Dot,        nullptr,   &rows_scalar};
 
 }  // namespace csr
 }  // namespace sparsify

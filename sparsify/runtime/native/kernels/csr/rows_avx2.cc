@@ -1,0 +1,23 @@
+// AVX2 with FMA.
+#include <immintrin.h>
+#include <string.h>
+
+#include "compiler.h"
+#include "rows_isa.h"
+
+namespace sparsify {
+namespace csr {
+namespace {
+
+#include "vector_avx2.h"
+// All of these are written in terms of V.
+#include "panel_body.h"
+#include "panel_ends.h"
+#include "rows_body.h"
+
+}  // namespace
+
+const RowsIsa rows_avx2 = {&MultiplyRowGroups<V>, &ActivateBy<V>};
+
+}  // namespace csr
+}  // namespace sparsify

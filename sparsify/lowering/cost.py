@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -108,6 +109,23 @@ class Decision:
     reason: str
 
 
+class Times(NamedTuple):
+    """Estimated ns of a node.
+
+    Attributes:
+        dense: As ONNX Runtime runs it.
+        sparse: As a sparse operator in some layout.
+    """
+
+    dense: float
+    sparse: float
+
+    @property
+    def speedup(self) -> float:
+        """Dense time over sparse time."""
+        return self.dense / self.sparse
+
+
 def storage(candidate: Candidate) -> dict[str, int]:
     """Entries that each applicable layout stores of a candidate's weight, csr first.
 
@@ -146,54 +164,62 @@ def decide(
     """
     if forced is not None:
         return Decision(None if forced == "dense" else forced, f"{forced} was asked for")
-    density = candidate.density
-    if density > _NEARLY_FULL:
-        return Decision(None, f"its weight has next to no zeros (density {density:.2f})")
+    if (full := nearly_full(candidate)) is not None:
+        return full
     sizes = columns(candidate, graph, shapes)
-    where = f"at density {density:.2f} on {span(candidate, sizes)}"
+    where = f"at density {candidate.density:.2f} on {span(candidate, sizes)}"
     if any(converted):
         where += ", conversions beside dense convolutions included"
     kernels = _kernel_layouts(candidate, machine)
-    estimate = partial(speedup, candidate, machine=machine, converted=converted)
+    estimate = partial(times, candidate, machine=machine, converted=converted)
     gains = {
-        layout: [estimate(size, layout=layout, stored=count) for size in sizes]
+        layout: [estimate(size, layout=layout, stored=count).speedup for size in sizes]
         for layout, count in storage(candidate).items()
         if layout in kernels
     }
-    best = max(gains, key=lambda layout: _mean(gains[layout]))
-    others = ", ".join(f"{name} {_mean(gains[name]):.1f}×" for name in gains if name != best)
-    if _pays(gains[best]):
-        reason = f"estimated {_mean(gains[best]):.1f}× as fast as dense as {best} {where}"
+    best = max(gains, key=lambda layout: mean_gain(gains[layout]))
+    others = ", ".join(f"{name} {mean_gain(gains[name]):.1f}×" for name in gains if name != best)
+    if pays(gains[best]):
+        reason = f"estimated {mean_gain(gains[best]):.1f}× as fast as dense as {best} {where}"
         return Decision(best, reason + (f" ({others})" if others else ""))
     return Decision(None, _why_dense(candidate, estimate, sizes, gains[best], where))
 
 
 def _why_dense(
     candidate: Candidate,
-    estimate: Callable[..., float],
+    estimate: Callable[..., Times],
     sizes: Sequence[int],
     gains: Sequence[float],
     where: str,
 ) -> str:
-    if estimate(sizes[-1], stored=0) < WORTHWHILE:
+    if estimate(sizes[-1], stored=0).speedup < WORTHWHILE:
         return f"too small: the call and moving its inputs would cost more than the zeros save, {where}"
-    if _mean(gains) >= WORTHWHILE:
+    if mean_gain(gains) >= WORTHWHILE:
         worst = min(range(len(sizes)), key=lambda index: gains[index])
         slow = f"{gains[worst]:.2f}× as fast as dense on {span(candidate, sizes[worst : worst + 1])}"
         return f"estimated {slow}, though faster on others, {where}"
-    said = f"estimated {_mean(gains):.2f}× as fast as dense {where}"
+    said = f"estimated {mean_gain(gains):.2f}× as fast as dense {where}"
     for percent in range(60, 0, -5):
         stored = percent * candidate.weight.size // 100
-        if _pays([estimate(size, stored=stored) for size in sizes]):
+        if pays([estimate(size, stored=stored).speedup for size in sizes]):
             return f"{said}; it would pay from a density of about {percent / 100:.2f}"
     return said
 
 
-def _pays(gains: Sequence[float]) -> bool:
-    return _mean(gains) >= WORTHWHILE and min(gains) >= ACCEPTABLE
+def nearly_full(candidate: Candidate) -> Decision | None:
+    """The decision about a weight that has next to no zeros; None where it has some."""
+    if candidate.density <= _NEARLY_FULL:
+        return None
+    return Decision(None, f"its weight has next to no zeros (density {candidate.density:.2f})")
 
 
-def _mean(gains: Sequence[float]) -> float:
+def pays(gains: Sequence[float]) -> bool:
+    """Whether a node with these speedups, one for each size, becomes sparse."""
+    return mean_gain(gains) >= WORTHWHILE and min(gains) >= ACCEPTABLE
+
+
+def mean_gain(gains: Sequence[float]) -> float:
+    """Geometric mean."""
     return math.exp(sum(map(math.log, gains)) / len(gains))
 
 
@@ -211,20 +237,6 @@ def _kernel_layouts(candidate: Candidate, machine: Machine) -> frozenset[str]:
     return frozenset(costs.linear if candidate.geometry is None else costs.conv)
 
 
-def speedup(
-    candidate: Candidate,
-    size: int,
-    machine: Machine,
-    *,
-    layout: str = "csr",
-    stored: int | None = None,
-    converted: tuple[bool, bool] = (False, False),
-) -> float:
-    """Estimated dense time over sparse time; arguments as for `times`."""
-    dense, sparse = times(candidate, size, machine, layout=layout, stored=stored, converted=converted)
-    return dense / sparse
-
-
 def times(
     candidate: Candidate,
     size: int,
@@ -233,8 +245,8 @@ def times(
     layout: str = "csr",
     stored: int | None = None,
     converted: tuple[bool, bool] = (False, False),
-) -> tuple[float, float]:
-    """Estimated ns of a node dense and sparse.
+) -> Times:
+    """Estimated times of a node.
 
     Args:
         candidate: A matched node.
@@ -254,8 +266,8 @@ def times(
     sparse += STEP * size * (inputs * len(candidate.before) + outputs * len(candidate.after))
     sparse += CONVERT * size * (inputs * _steps(candidate) * converted[0] + outputs * converted[1])
     if machine.threads == 1:
-        return dense, kernel.call + sparse
-    return FORK + dense / machine.threads, kernel.call + FORK + sparse / (EVENNESS * machine.threads)
+        return Times(dense, kernel.call + sparse)
+    return Times(FORK + dense / machine.threads, kernel.call + FORK + sparse / (EVENNESS * machine.threads))
 
 
 def product_time(kernel: Kernel, shape: Sequence[int], size: int, entries: int, block_rows: int) -> float:

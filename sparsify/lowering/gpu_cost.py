@@ -25,7 +25,17 @@ import math
 from collections.abc import Sequence
 
 from sparsify.lowering.candidate import Candidate
-from sparsify.lowering.cost import ACCEPTABLE, WORTHWHILE, Decision, Shapes, columns, span, storage
+from sparsify.lowering.cost import (
+    Decision,
+    Shapes,
+    Times,
+    columns,
+    mean_gain,
+    nearly_full,
+    pays,
+    span,
+    storage,
+)
 from sparsify.lowering.graph import Graph
 from sparsify.runtime import layouts
 
@@ -64,8 +74,6 @@ CONFLICTS = 2.125
 NOTE = "by the bytes and FLOPs of an H100, which no measurement has tested (dense: TF32)"
 """Said with every decision."""
 
-_NEARLY_FULL = 0.995
-
 
 def decide_gpu(candidate: Candidate, graph: Graph, shapes: Sequence[Shapes] = ()) -> Decision:
     """Chooses between dense and the layouts that fit the weight, for CUDAExecutionProvider.
@@ -75,32 +83,23 @@ def decide_gpu(candidate: Candidate, graph: Graph, shapes: Sequence[Shapes] = ()
         graph: The indexed graph, for sizes of values.
         shapes: Shapes of the graph's values at the sizes to decide for; without them, what the file says.
     """
-    if candidate.density > _NEARLY_FULL:
-        return Decision(None, f"its weight has next to no zeros (density {candidate.density:.2f})")
+    if (full := nearly_full(candidate)) is not None:
+        return full
     sizes = columns(candidate, graph, shapes)
     gains = {
-        layout: [gpu_speedup(candidate, size, layout=layout, stored=count) for size in sizes]
+        layout: [gpu_times(candidate, size, layout=layout, stored=count).speedup for size in sizes]
         for layout, count in storage(candidate).items()
     }
-    best = max(gains, key=lambda layout: _mean(gains[layout]))
+    best = max(gains, key=lambda layout: mean_gain(gains[layout]))
     where = f"at density {candidate.density:.2f} on {span(candidate, sizes)}, {NOTE}"
-    others = ", ".join(f"{name} {_mean(gains[name]):.2f}×" for name in gains if name != best)
-    said = f"estimated {_mean(gains[best]):.2f}× as fast as dense as {best} {where}"
+    others = ", ".join(f"{name} {mean_gain(gains[name]):.2f}×" for name in gains if name != best)
+    said = f"estimated {mean_gain(gains[best]):.2f}× as fast as dense as {best} {where}"
     said += f" ({others})" if others else ""
-    pays = _mean(gains[best]) >= WORTHWHILE and min(gains[best]) >= ACCEPTABLE
-    return Decision(best if pays else None, said)
+    return Decision(best if pays(gains[best]) else None, said)
 
 
-def gpu_speedup(candidate: Candidate, size: int, *, layout: str, stored: int | None = None) -> float:
-    """Estimated dense time over sparse time on the GPU; see `gpu_times`."""
-    dense, sparse = gpu_times(candidate, size, layout=layout, stored=stored)
-    return dense / sparse
-
-
-def gpu_times(
-    candidate: Candidate, size: int, *, layout: str, stored: int | None = None
-) -> tuple[float, float]:
-    """Estimated ns of a node on the GPU, dense and sparse, a launch of each included.
+def gpu_times(candidate: Candidate, size: int, *, layout: str, stored: int | None = None) -> Times:
+    """Estimated times of a node on the GPU, a launch of each included.
 
     Args:
         candidate: A matched node.
@@ -121,7 +120,7 @@ def gpu_times(
         sparse = _gather(entries, rows, size) + moved
     else:
         sparse = max(read, _tiles(entries, rows, outputs, k, size))
-    return LAUNCH + dense, LAUNCH + sparse
+    return Times(LAUNCH + dense, LAUNCH + sparse)
 
 
 def _weight_bytes(entries: int, rows: int) -> float:
@@ -166,7 +165,3 @@ def _tiles(entries: int, rows: int, outputs: int, inputs: int, size: int) -> flo
     busy = min(MULTIPROCESSORS, panels * groups)
     spent = (entries / rows * cycles + staged) * panels * width / 32
     return max(cached, spent / (ATTAINED * CLOCK * busy))
-
-
-def _mean(gains: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, gains)) / len(gains))

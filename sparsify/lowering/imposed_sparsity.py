@@ -92,17 +92,7 @@ def what_if(
     if not 0.0 < sparsity < 1.0:
         raise UserError(f"sparsity must lie between 0 and 1, not {sparsity}")
     source = Path(src)
-    request = Request(
-        tune,
-        layout,
-        inputs,
-        threads,
-        tuple(batches),
-        dict(sizes or {}),
-        cache=cache,
-        progress=progress,
-        target=target,
-    )
+    request = Request(tune, layout, inputs, threads, tuple(batches), sizes or {}, cache, progress, target)
     graph = Graph(read_model(source))
     matches = [_imposed(match, rule, 1.0 - sparsity) for match in match_all(graph)]
     packer = Packer()

@@ -74,18 +74,8 @@ def lower(
         ParityError: The two files' outputs differ by more than rounding explains.
     """
     source, written = Path(src), Path(dst)
-    request = Request(
-        tune,
-        layout,
-        inputs,
-        threads,
-        tuple(batches),
-        dict(sizes or {}),
-        cache=cache,
-        progress=progress,
-        target=target,
-        chains=chains,
-    )
+    sizes = sizes or {}
+    request = Request(tune, layout, inputs, threads, tuple(batches), sizes, cache, progress, target, chains)
     if weight_dtype not in HALF_ULP:
         raise UserError(f"weights are stored as {', '.join(HALF_ULP)}, not {weight_dtype!r}")
     graph = Graph(read_model(source))

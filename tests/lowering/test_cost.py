@@ -10,7 +10,7 @@ import pytest
 
 from sparsify.lowering import cost, lower
 from sparsify.lowering.candidate import Candidate
-from sparsify.lowering.cost import FILL, Machine, columns, decide, speedup, storage
+from sparsify.lowering.cost import FILL, Machine, columns, decide, storage, times
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.kernel_costs import COSTS
 from sparsify.lowering.matching import match_all
@@ -114,11 +114,13 @@ def test_blocks_with_holes_are_looked_at_up_to_a_quarter_of_zeros():
 def test_more_threads_and_scalar_code_lower_an_estimate(made):
     graph, match = made
     (size,) = columns(match, graph)
-    gains = {name: speedup(match, size, Machine(name)) for name in COSTS}
+    gains = {name: times(match, size, Machine(name)).speedup for name in COSTS}
     assert min(gains, key=gains.__getitem__) == "scalar"
     assert decide(match, graph, Machine("scalar")).layout is None
     assert (
-        gains["avx512"] > speedup(match, size, Machine(threads=2)) > speedup(match, size, Machine(threads=8))
+        gains["avx512"]
+        > times(match, size, Machine(threads=2)).speedup
+        > times(match, size, Machine(threads=8)).speedup
     )
 
 
@@ -198,11 +200,9 @@ def test_conversions_beside_dense_convolutions_are_paid_for(tmp_path):
     middle = match_all(whole)[1]
     assert beside_dense(whole, middle.x, middle.output, {0, 2, 4}) == (False, False)
     assert beside_dense(whole, middle.x, middle.output, {2, 4}) == (True, False)
-    alone = speedup(first, 196, HERE)
-    assert speedup(first, 196, HERE, converted=(True, True)) < speedup(
-        first, 196, HERE, converted=(True, False)
-    )
-    assert speedup(first, 196, HERE, converted=(True, False)) < alone
+    alone = times(first, 196, HERE).speedup
+    one_side, both = (times(first, 196, HERE, converted=(True, side)).speedup for side in (False, True))
+    assert both < one_side < alone
 
 
 def test_a_sparse_node_between_dense_convolutions_must_gain_more(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from sparsify.errors import UserError
 from sparsify.lowering import lower, node_timing, tune, what_if
 from sparsify.lowering.cost import Machine
-from sparsify.lowering.gpu_cost import NOTE, decide_gpu, gpu_speedup, gpu_times
+from sparsify.lowering.gpu_cost import NOTE, decide_gpu, gpu_times
 from sparsify.lowering.graph import Graph
 from sparsify.lowering.matching import match_all
 from sparsify.lowering.tuning_cache import environment_of
@@ -54,7 +54,9 @@ def test_clear_cases(made, layout):
 @pytest.mark.parametrize("size", [1, 8, 9, 64, 4096])
 def test_fewer_weights_never_cost_more(layout, size):
     _, match = linear(512, 512, ("n",), 0.5)
-    gains = [gpu_speedup(match, size, layout=layout, stored=count) for count in (0, 10_000, 50_000, 262_144)]
+    gains = [
+        gpu_times(match, size, layout=layout, stored=count).speedup for count in (0, 10_000, 50_000, 262_144)
+    ]
     assert gains == sorted(gains, reverse=True)
     assert gains[0] > gains[-1]
 
@@ -62,7 +64,7 @@ def test_fewer_weights_never_cost_more(layout, size):
 def test_wide_blocks_gain_more_than_narrow_ones_at_every_size():
     _, match = linear(2048, 2048, ("n",), 0.1)
     for size in (1, 8, 128, 4096):
-        gains = [gpu_speedup(match, size, layout=layout, stored=400_000) for layout in layouts.LAYOUTS]
+        gains = [gpu_times(match, size, layout=layout, stored=400_000).speedup for layout in layouts.LAYOUTS]
         assert gains == sorted(gains)
 
 

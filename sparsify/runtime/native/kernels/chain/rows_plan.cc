@@ -17,30 +17,23 @@ constexpr int64_t kMostSteps = 48;  // of a segment
 // What a segment of its own costs beside the maps that pass from one to the next.
 constexpr int64_t kCutFloats = 1 << 14;
 
-std::vector<Readers> FindReaders(const RowChain& chain) {
+std::vector<Readers> FindReaders(const RowChain& chain, int64_t steps) {
   std::vector<Readers> readers(chain.values.size());
-  for (size_t step = 0; step < chain.steps.size(); ++step) {
-    for (const int64_t value : {chain.steps[step].input, chain.steps[step].residual}) {
+  readers.back().beyond = true;
+  for (int64_t step = 0; step < static_cast<int64_t>(chain.steps.size()); ++step) {
+    const RowStep& reader = chain.steps[static_cast<size_t>(step)];
+    for (const int64_t value : {reader.input, reader.residual}) {
       if (value < 0) continue;
       Readers& found = readers[static_cast<size_t>(value)];
-      if (found.first < 0) found.first = static_cast<int64_t>(step);
-      found.last = static_cast<int64_t>(step);
+      if (step >= steps) {
+        found.beyond = true;
+        continue;
+      }
+      if (found.first < 0) found.first = step;
+      found.last = step;
     }
   }
   return readers;
-}
-
-// The most steps from the first on that all run on rows and of which none reads what later ones read too:
-// that is written as planes.
-int64_t StepsOnRows(const RowChain& chain, const std::vector<Readers>& readers) {
-  const auto first = std::find_if(chain.steps.begin(), chain.steps.end(),
-                                  [](const RowStep& step) { return step.conv == nullptr; });
-  int64_t steps = first - chain.steps.begin();
-  for (int64_t step = steps; step-- > 0;) {
-    const Readers& found = readers[static_cast<size_t>(chain.maps() + step)];
-    if (found.last >= steps && found.first < steps) steps = step = found.first;
-  }
-  return steps;
 }
 
 // Segments within the budget between which the least is moved.
@@ -51,7 +44,7 @@ std::vector<RowSegment> Cut(const RowChain& chain, const std::vector<Readers>& r
   cost[0] = 0;
   for (int64_t begin = 0; begin < steps; ++begin) {
     for (int64_t end = begin + 1; end <= std::min(steps, begin + kMostSteps); ++end) {
-      const RowSegment segment = MakeSegment(chain, readers, steps, begin, end, 1);
+      const RowSegment segment = MakeSegment(chain, readers, begin, end, 1);
       const int64_t bytes = segment.weight_bytes + segment.held_floats * static_cast<int64_t>(sizeof(float));
       if (end > begin + 1 && bytes > kSegmentBytes) break;
       const int64_t sum = cost[static_cast<size_t>(begin)] + segment.moved_floats + kCutFloats;
@@ -63,7 +56,7 @@ std::vector<RowSegment> Cut(const RowChain& chain, const std::vector<Readers>& r
   }
   std::vector<RowSegment> segments;
   for (int64_t end = steps; end > 0; end = begin_of[static_cast<size_t>(end)]) {
-    segments.push_back(MakeSegment(chain, readers, steps, begin_of[static_cast<size_t>(end)], end, bands));
+    segments.push_back(MakeSegment(chain, readers, begin_of[static_cast<size_t>(end)], end, bands));
   }
   std::reverse(segments.begin(), segments.end());
   return segments;
@@ -81,10 +74,13 @@ class Placer {
   void Place() {
     std::vector<std::pair<RowNode*, size_t>> placed;
     for (size_t s = 0; s < plan_->segments.size(); ++s) {
-      RowSegment& segment = plan_->segments[s];
-      for (RowNode& node : segment.nodes) {
+      std::vector<size_t> slots;  // of each node
+      for (RowNode& node : plan_->segments[s].nodes) {
+        slots.push_back(kNone);
         if (node.kept == RowNode::Kept::kPlanes) continue;
-        placed.emplace_back(&node, SlotOf(node, segment, static_cast<int64_t>(s)));
+        const size_t shared = node.place_of < 0 ? kNone : slots[static_cast<size_t>(node.place_of)];
+        slots.back() = SlotOf(node, shared, static_cast<int64_t>(s));
+        placed.emplace_back(&node, slots.back());
       }
     }
     plan_->floats = PlaceSlots(&slots_);
@@ -99,15 +95,16 @@ class Placer {
 
   static size_t At(const RowNode& node) { return static_cast<size_t>(node.value); }
 
-  size_t SlotOf(const RowNode& node, const RowSegment& segment, int64_t now) {
+  size_t SlotOf(const RowNode& node, size_t shared, int64_t now) {
     const int64_t floats = node.capacity * node.row_floats();
     if (node.kept == RowNode::Kept::kRing) {
+      if (shared != kNone) return shared;
       slots_.push_back({now, now, plan_->bands * floats});
       return slots_.size() - 1;
     }
     size_t& slot = slot_[At(node)];
-    if (node.in_place) {
-      slot = slot_[At(segment.nodes[static_cast<size_t>(node.residual)])];
+    if (shared != kNone) {
+      slot = shared;
       slots_[slot].last = std::max(slots_[slot].last, last_[At(node)]);
     } else if (slot == kNone) {
       slot = slots_.size();
@@ -125,13 +122,14 @@ class Placer {
 }  // namespace
 
 std::shared_ptr<const RowPlan> MakeRowPlan(const RowChain& chain, int64_t bands) {
-  const std::vector<Readers> readers = FindReaders(chain);
-  const int64_t steps = StepsOnRows(chain, readers);
+  const auto planes = std::find_if(chain.steps.begin(), chain.steps.end(),
+                                   [](const RowStep& step) { return step.conv == nullptr; });
+  const int64_t steps = planes - chain.steps.begin();
   if (steps == 0) return nullptr;
   auto plan = std::make_shared<RowPlan>();
   plan->steps = steps;
   plan->bands = bands;
-  plan->segments = Cut(chain, readers, steps, bands);
+  plan->segments = Cut(chain, FindReaders(chain, steps), steps, bands);
   Placer(plan.get(), chain.values.size()).Place();
   for (const RowSegment& segment : plan->segments) {
     for (const RowNode& node : segment.nodes) {

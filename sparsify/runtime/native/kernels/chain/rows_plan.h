@@ -45,7 +45,7 @@ struct RowNode {
     kGiven,   // nothing: the map is there, whole, from an earlier segment
     kImport,  // rows of an outer map, from its planes
     kConv,
-    kCopy,  // rows of a ring into the whole map
+    kCopy,  // rows of another node
   };
   enum class Kept { kRing, kWhole, kPlanes };
 
@@ -59,9 +59,9 @@ struct RowNode {
   int64_t panel = 1;                       // rows that it gives at once, at most
   std::shared_ptr<const RowConv> conv;     // of kConv
   Epilogue ending;                         // of kConv
-  bool in_place = false;                   // takes the place of its residual
-  int64_t capacity = 0;                    // rows for which there is room; row y lies at y % capacity
-  int64_t offset = 0, band_stride = 0;     // floats, of the first band's row 0; 0 where bands share the map
+  int32_t place_of = -1;  // its residual, whose memory it takes, row for row; -1: it has memory of its own
+  int64_t capacity = 0;   // rows for which there is room; row y lies at y % capacity
+  int64_t offset = 0, band_stride = 0;  // floats, of the first band's row 0; 0 where bands share the map
 
   int64_t row_floats() const { return RowFloats(channels, size.width); }
 };

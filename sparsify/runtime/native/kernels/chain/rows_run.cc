@@ -3,19 +3,37 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../csr/compiler.h"
 #include "../csr/panel_product.h"
 
 namespace sparsify {
 namespace chain {
 namespace {
 
-// One row of all channels into the form of rows.
-void CopyRow(const float* source, int64_t stride, int64_t channels, int64_t width, float* row) {
-  const int64_t spacing = RowSpacing(width);
-  std::fill_n(row - kRowMargin, kRowMargin, 0.0f);
-  for (int64_t channel = 0; channel < channels; ++channel, source += stride, row += spacing) {
-    std::memcpy(row, source, static_cast<size_t>(width) * sizeof(float));
-    std::fill_n(row + width, spacing - width, 0.0f);
+// Pixels of one row of all channels.
+struct RowPixels {
+  float* channel;  // the first
+  int64_t stride;  // floats to the next
+};
+
+void CopyRow(const float* source, int64_t stride, int64_t channels, int64_t width, RowPixels target) {
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    std::memcpy(target.channel + channel * target.stride, source + channel * stride,
+                static_cast<size_t>(width) * sizeof(float));
+  }
+}
+
+void FillMargins(int64_t channels, int64_t width, RowPixels row) {
+  std::fill_n(row.channel - kRowMargin, kRowMargin, 0.0f);
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    std::fill_n(row.channel + channel * row.stride + width, row.stride - width, 0.0f);
+  }
+}
+
+// Rows of a plane lie far apart from one channel to the next, where no prefetcher looks for them.
+void AskFor(const float* row, int64_t stride, int64_t channels, int64_t width) {
+  for (int64_t channel = 0; channel < channels; ++channel, row += stride) {
+    for (int64_t x = 0; x < width; x += kRowMargin) SPARSIFY_PREFETCH(row + x);
   }
 }
 
@@ -45,12 +63,23 @@ class BandRun {
            kRowMargin;
   }
 
+  // Where a node's row y goes.
+  RowPixels Target(const RowNode& node, int64_t y) const {
+    if (node.kept != RowNode::Kept::kPlanes) return {Row(node, y), RowSpacing(node.size.width)};
+    return {planes_.targets[static_cast<size_t>(node.value)] + y * node.size.width, node.size.pixels()};
+  }
+
   void CopyOne(const RowNode& node, int64_t y) const {
-    const bool import = node.work == RowNode::Work::kImport;
-    const float* source =
-        import ? planes_.maps[static_cast<size_t>(node.value)] + y * node.size.width : Row(At(node.input), y);
-    const int64_t stride = import ? node.size.pixels() : RowSpacing(node.size.width);
-    CopyRow(source, stride, node.channels, node.size.width, Row(node, y));
+    const int64_t width = node.size.width, plane = node.size.pixels();
+    const RowPixels target = Target(node, y);
+    if (node.work == RowNode::Work::kCopy) {
+      CopyRow(Row(At(node.input), y), RowSpacing(width), node.channels, width, target);
+    } else {
+      const float* row = planes_.maps[static_cast<size_t>(node.value)] + y * width;
+      CopyRow(row, plane, node.channels, width, target);
+      if (y + 1 < node.size.height) AskFor(row + width, plane, node.channels, width);
+    }
+    if (node.kept != RowNode::Kept::kPlanes) FillMargins(node.channels, width, target);
   }
 
   void RunConv(const RowNode& node, const RowTask& task) {
@@ -64,11 +93,10 @@ class BandRun {
     rows_.clear();
     residuals_.clear();
     for (int64_t y = task.first; y < task.first + task.count; ++y) {
-      rows_.push_back(planes ? planes_.targets[static_cast<size_t>(node.value)] + y * node.size.width
-                             : Row(node, y));
+      rows_.push_back(Target(node, y).channel);
       if (node.residual >= 0) residuals_.push_back(Row(At(node.residual), y));
     }
-    const RowTarget target = {rows_.data(), planes ? node.size.pixels() : RowSpacing(node.size.width), planes,
+    const RowTarget target = {rows_.data(), Target(node, task.first).stride, planes,
                               node.residual >= 0 ? residuals_.data() : nullptr};
     node.conv->Run(inputs_.data(), task.count, node.ending, target, scratch_);
   }

@@ -1,5 +1,8 @@
 #include "rows_segment.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "rows_tasks.h"
 
 namespace sparsify {
@@ -11,11 +14,9 @@ using Work = RowNode::Work;
 
 class Builder {
  public:
-  Builder(const RowChain& chain, const std::vector<Readers>& readers, int64_t steps, int64_t begin,
-          int64_t end, bool shared)
+  Builder(const RowChain& chain, const std::vector<Readers>& readers, int64_t begin, int64_t end, bool shared)
       : chain_(chain),
         readers_(readers),
-        steps_(steps),
         begin_(begin),
         end_(end),
         shared_(shared),
@@ -27,8 +28,8 @@ class Builder {
       AddSource(chain_.steps[static_cast<size_t>(step)].residual);
     }
     for (int64_t step = begin_; step < end_; ++step) AddConv(step);
-    for (const int64_t value : copied_) {
-      RowNode copy = Node(Work::kCopy, Kept::kWhole, value);
+    for (const auto& [value, kept] : copies_) {
+      RowNode copy = Node(Work::kCopy, kept, value);
       copy.input = node_[static_cast<size_t>(value)];
       nodes_.push_back(copy);
     }
@@ -63,13 +64,15 @@ class Builder {
     const RowStep& step = chain_.steps[static_cast<size_t>(number)];
     const int64_t value = chain_.maps() + number;
     const Readers& readers = readers_[static_cast<size_t>(value)];
-    const bool last = number + 1 == static_cast<int64_t>(chain_.steps.size());
     Kept kept = Kept::kRing;
-    if (last || readers.last >= steps_) {
+    if (readers.beyond && readers.last < 0) {
       kept = Kept::kPlanes;
-    } else if (readers.last >= end_ && shared_ && readers.first < end_) {
+    } else if (readers.beyond) {
+      copies_.emplace_back(value, Kept::kPlanes);
+    }
+    if (readers.last >= end_ && shared_ && readers.first < end_) {
       // Bands need rows of each other, which they compute into rings of their own.
-      copied_.push_back(value);
+      copies_.emplace_back(value, Kept::kWhole);
     } else if (readers.last >= end_) {
       kept = Kept::kWhole;
     }
@@ -87,49 +90,77 @@ class Builder {
 
   const RowChain& chain_;
   const std::vector<Readers>& readers_;
-  const int64_t steps_, begin_, end_;
+  const int64_t begin_, end_;
   const bool shared_;
   std::vector<int32_t> node_;  // of each value
-  std::vector<int64_t> copied_;
+  std::vector<std::pair<int64_t, Kept>> copies_;
   std::vector<RowNode> nodes_;
 };
 
-// A sum may take the place of a whole map that is read for the last time by then, row for row.
-bool InPlace(const RowNode& node, const std::vector<RowNode>& nodes, const std::vector<RowLives>& lives,
+using BandLives = std::vector<std::vector<RowLives>>;  // of each band and node
+
+// Whether a sum may take the place of its residual: each row is read for the last time by then. Not of a map
+// that bands share, where a band would write what another still reads.
+bool InPlace(const RowNode& node, size_t number, const std::vector<RowNode>& nodes, const BandLives& bands,
              const std::vector<Readers>& readers, int64_t end) {
-  if (node.kept != Kept::kWhole || node.residual < 0 || node.residual == node.input) return false;
-  const size_t residual = static_cast<size_t>(node.residual);
-  if (nodes[residual].work != Work::kGiven) return false;
-  if (readers[static_cast<size_t>(nodes[residual].value)].last >= end) return false;
-  const RowLives& sum = lives[static_cast<size_t>(&node - nodes.data())];
-  for (size_t row = 0; row < sum.written.size(); ++row) {
-    if (lives[residual].last[row] > sum.written[row]) return false;
+  if (node.kept == Kept::kPlanes || node.residual < 0 || node.residual == node.input) return false;
+  const RowNode& residual = nodes[static_cast<size_t>(node.residual)];
+  if (residual.kept != node.kept) return false;
+  if (node.kept == Kept::kWhole) {
+    if (bands.size() > 1 || readers[static_cast<size_t>(residual.value)].last >= end) return false;
+  }
+  for (const std::vector<RowLives>& lives : bands) {
+    const RowLives &sum = lives[number], &before = lives[static_cast<size_t>(node.residual)];
+    for (size_t row = 0; row < sum.written.size(); ++row) {
+      if (sum.written[row] >= 0 && before.last[row] > sum.written[row]) return false;
+    }
   }
   return true;
 }
 
-}  // namespace
-
-RowSegment MakeSegment(const RowChain& chain, const std::vector<Readers>& readers, int64_t steps,
-                       int64_t begin, int64_t end, int64_t bands) {
-  RowSegment segment;
-  segment.nodes = Builder(chain, readers, steps, begin, end, bands > 1).Build();
-  std::vector<RowLives> lives;
-  for (int64_t band = 0; band < bands; ++band) {
-    segment.bands.push_back(PullRows(segment.nodes, band, bands));
-    lives = FindLives(segment.nodes, segment.bands.back());
-    for (size_t i = 0; i < segment.nodes.size(); ++i) {
-      segment.nodes[i].capacity = std::max(segment.nodes[i].capacity, RowsAtOnce(lives[i]));
+// Nodes that share memory, and the rows for which it has room.
+void ShareMemory(const std::vector<Readers>& readers, int64_t end, BandLives* bands, RowSegment* segment) {
+  std::vector<RowNode>& nodes = segment->nodes;
+  std::vector<size_t> root(nodes.size());
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    root[i] = i;
+    if (!InPlace(nodes[i], i, nodes, *bands, readers, end)) continue;
+    nodes[i].place_of = nodes[i].residual;
+    root[i] = root[static_cast<size_t>(nodes[i].residual)];
+    for (std::vector<RowLives>& lives : *bands) {
+      std::vector<int64_t>& last = lives[root[i]].last;
+      for (size_t row = 0; row < last.size(); ++row) last[row] = std::max(last[row], lives[i].last[row]);
     }
   }
-  for (RowNode& node : segment.nodes) {
-    segment.held_floats += node.capacity * node.row_floats();
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    RowNode& node = nodes[i];
+    if (root[i] == i) {
+      for (const std::vector<RowLives>& lives : *bands) {
+        node.capacity = std::max(node.capacity, RowsAtOnce(lives[i]));
+      }
+      segment->held_floats += node.capacity * node.row_floats();
+    }
+    node.capacity = node.kept == Kept::kWhole ? node.size.height : nodes[root[i]].capacity;
+  }
+}
+
+}  // namespace
+
+RowSegment MakeSegment(const RowChain& chain, const std::vector<Readers>& readers, int64_t begin, int64_t end,
+                       int64_t bands) {
+  RowSegment segment;
+  segment.nodes = Builder(chain, readers, begin, end, bands > 1).Build();
+  BandLives lives;
+  for (int64_t band = 0; band < bands; ++band) {
+    segment.bands.push_back(PullRows(segment.nodes, band, bands));
+    lives.push_back(FindLives(segment.nodes, segment.bands.back()));
+  }
+  ShareMemory(readers, end, &lives, &segment);
+  for (const RowNode& node : segment.nodes) {
     if (node.conv != nullptr) segment.weight_bytes += static_cast<int64_t>(node.conv->weight_bytes());
-    if (node.kept == Kept::kWhole) node.capacity = node.size.height;
     if (node.kept == Kept::kWhole || node.work == Work::kImport) {
       segment.moved_floats += node.size.height * node.row_floats();
     }
-    node.in_place = bands == 1 && InPlace(node, segment.nodes, lives, readers, end);
   }
   return segment;
 }

@@ -9,14 +9,16 @@
 namespace sparsify {
 namespace chain {
 
-// The steps that read a value first and last; -1 where none does.
+// Who reads a value: the first and the last of the steps that run on rows, -1 where none does, and whether
+// anyone beyond them does, or the chain's user.
 struct Readers {
   int64_t first = -1, last = -1;
+  bool beyond = false;
 };
 
-// Steps [begin, end) of the first `steps`. Everything of the nodes is set but where their rows lie.
-RowSegment MakeSegment(const RowChain& chain, const std::vector<Readers>& readers, int64_t steps,
-                       int64_t begin, int64_t end, int64_t bands);
+// Steps [begin, end). Everything of the nodes is set but where their rows lie.
+RowSegment MakeSegment(const RowChain& chain, const std::vector<Readers>& readers, int64_t begin, int64_t end,
+                       int64_t bands);
 
 }  // namespace chain
 }  // namespace sparsify

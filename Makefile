@@ -69,7 +69,8 @@ test-sanitize: install
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 SPARSIFY_LIBRARY=build/sanitize/libsparsify_ort.so OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n 0 tests/runtime/test_layouts.py tests/runtime/test_corrupt.py \
-	    tests/runtime/test_session.py
+	    tests/runtime/test_session.py tests/runtime/test_attention.py tests/runtime/test_conv_chain.py \
+	    tests/lowering/test_feed_forward.py
 
 check: install
 	$(BIN)/ruff check .

@@ -87,22 +87,10 @@ void StoreRowsBy(const float* panel, int64_t first, int64_t last, int64_t column
                          groups)
 }
 
-template <Activation A>
-void StorePixelsOf(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
-                   const Epilogue& epilogue, float* y, int64_t plane, int groups) {
-  StorePixels<V, A>(panel, first, last, runs, run_count, epilogue, y, plane, groups);
-}
-
-void StorePixelsBy(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
-                   const Epilogue& epilogue, float* y, int64_t plane, int groups) {
-  SPARSIFY_BY_ACTIVATION(epilogue.activation, StorePixelsOf, panel, first, last, runs, run_count, epilogue, y,
-                         plane, groups)
-}
-
 }  // namespace
 
-const Isa isa_avx2 = {"avx2",       &Multiply<V>,   &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
-                      &StoreRowsBy, &StorePixelsBy, 0,         nullptr,        nullptr,      nullptr,
+const Isa isa_avx2 = {"avx2",       &Multiply<V>,    &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
+                      &StoreRowsBy, &StorePixels<V>, 0,         nullptr,        nullptr,      nullptr,
                       &rows_avx2};
 
 }  // namespace csr

@@ -146,18 +146,6 @@ void StoreRowsBy(const float* panel, int64_t first, int64_t last, int64_t column
                          groups)
 }
 
-template <Activation A>
-void StorePixelsOf(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
-                   const Epilogue& epilogue, float* y, int64_t plane, int groups) {
-  StorePixels<V, A>(panel, first, last, runs, run_count, epilogue, y, plane, groups);
-}
-
-void StorePixelsBy(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
-                   const Epilogue& epilogue, float* y, int64_t plane, int groups) {
-  SPARSIFY_BY_ACTIVATION(epilogue.activation, StorePixelsOf, panel, first, last, runs, run_count, epilogue, y,
-                         plane, groups)
-}
-
 // Few rows: the block's 32 inputs of each row of X sit in two registers; one vpermt2ps fetches the input of
 // every lane, one FMA uses it. Only non-zeros are read, and once for all rows of X: the weights come from
 // beyond the second-level cache, so bytes are the ceiling, and an expanding load turns them into lanes.
@@ -298,8 +286,8 @@ void Slots(const SlotGroup& group, const RowMajor& operand, int64_t first, int64
 
 }  // namespace
 
-const Isa isa_avx512 = {"avx512",     &Multiply<V>,   &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
-                        &StoreRowsBy, &StorePixelsBy, 6,         &Slots,         nullptr,      &BlockRows,
+const Isa isa_avx512 = {"avx512",     &Multiply<V>,    &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
+                        &StoreRowsBy, &StorePixels<V>, 6,         &Slots,         nullptr,      &BlockRows,
                         &rows_avx512};
 
 }  // namespace csr

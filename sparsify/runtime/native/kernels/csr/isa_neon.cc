@@ -75,21 +75,9 @@ void StoreRows(const float* panel, int64_t first, int64_t last, int64_t columns,
 }
 
 void StoreRowsBy(const float* panel, int64_t first, int64_t last, int64_t columns, const Epilogue& epilogue,
-                 float* y, int64_t stride, int groups) {
-  SPARSIFY_BY_ACTIVATION(epilogue.activation, StoreRows, panel, first, last, columns, epilogue, y, stride,
-                         groups)
-}
-
-template <Activation A>
-void StorePixelsOf(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
-                   const Epilogue& epilogue, float* y, int64_t plane, int groups) {
-  StorePixels<V, A>(panel, first, last, runs, run_count, epilogue, y, plane, groups);
-}
-
-void StorePixelsBy(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
-                   const Epilogue& epilogue, float* y, int64_t plane,
-                   int groups){SPARSIFY_BY_ACTIVATION(epilogue.activation, StorePixelsOf, panel, first, last,
-                                                      runs, run_count, epilogue, y, plane, groups)}
+                 float* y, int64_t stride,
+                 int groups){SPARSIFY_BY_ACTIVATION(epilogue.activation, StoreRows, panel, first, last,
+                                                    columns, epilogue, y, stride, groups)}
 
 int64_t Column(const PackedRows& matrix, int64_t i) {
   return matrix.narrow != nullptr ? matrix.narrow[i] : matrix.wide[i];
@@ -240,8 +228,8 @@ void Dot(const PackedRows& matrix, const RowMajor& operand, int64_t first, int64
 
 }  // namespace
 
-const Isa isa_neon = {"neon",       &Multiply<V>,   &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
-                      &StoreRowsBy, &StorePixelsBy, 2,         nullptr,        &Dot,         nullptr,
+const Isa isa_neon = {"neon",       &Multiply<V>,    &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
+                      &StoreRowsBy, &StorePixels<V>, 2,         nullptr,        &Dot,         nullptr,
                       &rows_neon};
 
 }  // namespace csr

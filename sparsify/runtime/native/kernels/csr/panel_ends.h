@@ -126,14 +126,24 @@ void StoreRuns(const float* panel, int64_t first, int64_t last, const OutputRun*
   }
 }
 
-template <class V, Activation A>
+template <class V>
+struct PixelStore {
+  template <Activation A>
+  static void Run(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
+                  const Epilogue& epilogue, float* y, int64_t plane, int groups) {
+    const int64_t stride = kSpacing[groups];
+    if (epilogue.residual != nullptr) {
+      return StoreRuns<V, A, true>(panel, first, last, runs, run_count, epilogue, y, plane, stride);
+    }
+    StoreRuns<V, A, false>(panel, first, last, runs, run_count, epilogue, y, plane, stride);
+  }
+};
+
+template <class V>
 void StorePixels(const float* panel, int64_t first, int64_t last, const OutputRun* runs, size_t run_count,
                  const Epilogue& epilogue, float* y, int64_t plane, int groups) {
-  const int64_t stride = kSpacing[groups];
-  if (epilogue.residual != nullptr) {
-    return StoreRuns<V, A, true>(panel, first, last, runs, run_count, epilogue, y, plane, stride);
-  }
-  StoreRuns<V, A, false>(panel, first, last, runs, run_count, epilogue, y, plane, stride);
+  SPARSIFY_BY_ACTIVATION(epilogue.activation, PixelStore<V>::template Run, panel, first, last, runs,
+                         run_count, epilogue, y, plane, groups)
 }
 
 // The rows of one tap, `count` channels, where each of G groups is one piece.

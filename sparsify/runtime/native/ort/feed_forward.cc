@@ -31,14 +31,7 @@ class LayerReader {
     layer.layout = node_.String((prefix + "layout").c_str());
     layer.attributes.out_features = out;
     layer.attributes.in_features = in;
-    layer.ending.activation = node_.ActivationOf(node_.String((prefix + "activation").c_str()));
-    if (layer.ending.activation == Activation::kClip) {
-      layer.ending.low = node_.Float((prefix + "clip_min").c_str());
-      layer.ending.high = node_.Float((prefix + "clip_max").c_str());
-      if (!(layer.ending.low <= layer.ending.high)) {
-        node_.Fail(prefix + "clip_min must not be above " + prefix + "clip_max");
-      }
-    }
+    layer.ending = node_.ReadActivation(prefix);
     if (node_.Int((prefix + "bias").c_str()) != 0) {
       const PackedTensor bias = Next(prefix + "bias");
       if (bias.type != ElementType::kFloat || bias.size != out) {

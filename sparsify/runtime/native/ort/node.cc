@@ -175,13 +175,13 @@ Activation NodeInfo::ActivationOf(const std::string& name) const {
   Fail("unknown activation '" + name + "'; this library knows " + known);
 }
 
-Epilogue NodeInfo::ReadActivation() const {
+Epilogue NodeInfo::ReadActivation(const std::string& prefix) const {
   Epilogue ending;
-  ending.activation = ActivationOf(String("activation"));
+  ending.activation = ActivationOf(String((prefix + "activation").c_str()));
   if (ending.activation == Activation::kClip) {
-    ending.low = Float("clip_min");
-    ending.high = Float("clip_max");
-    if (!(ending.low <= ending.high)) Fail("clip_min must not be above clip_max");
+    ending.low = Float((prefix + "clip_min").c_str());
+    ending.high = Float((prefix + "clip_max").c_str());
+    if (!(ending.low <= ending.high)) Fail(prefix + "clip_min must not be above " + prefix + "clip_max");
   }
   return ending;
 }

@@ -70,8 +70,8 @@ class NodeInfo {
   std::string String(const char* name) const;
   float Float(const char* name) const;
   std::vector<float> Floats(const char* name, size_t count) const;
-  // The activation and its bounds; bias and residual are left out.
-  Epilogue ReadActivation() const;
+  // The activation and its bounds, from attributes of these names after `prefix`; no bias and no residual.
+  Epilogue ReadActivation(const std::string& prefix = "") const;
   // The activation of a name; throws for one that is unknown.
   Activation ActivationOf(const std::string& name) const;
   size_t InputCount() const;

@@ -30,23 +30,29 @@ struct Axis {
   }
 };
 
-}  // namespace
-
-void SparseConv::InferShape(ShapeInference& shapes) {
-  const Dims dims = shapes.Input(kX);
-  if (dims.values.empty()) return;
+// Of a node, at its kernel's creation or at shape inference.
+template <class Node>
+ConvAttributes ReadAttributes(const Node& node) {
   ConvAttributes attributes;
-  attributes.in_channels = shapes.Int("in_channels");
-  attributes.out_channels = shapes.Int("out_channels");
-  const auto copy = [&shapes](const char* name, int64_t* to, size_t count) {
-    const std::vector<int64_t> values = shapes.Ints(name, count);
+  attributes.out_channels = node.Int("out_channels");
+  attributes.in_channels = node.Int("in_channels");
+  const auto copy = [&node](const char* name, int64_t* to, size_t count) {
+    const std::vector<int64_t> values = node.Ints(name, count);
     std::copy(values.begin(), values.end(), to);
   };
   copy("kernel_shape", attributes.kernel, 2);
   copy("strides", attributes.strides, 2);
   copy("pads", attributes.pads, 4);
   copy("dilations", attributes.dilations, 2);
-  shapes.SetOutput(InferConv(kName, attributes, dims));
+  return attributes;
+}
+
+}  // namespace
+
+void SparseConv::InferShape(ShapeInference& shapes) {
+  const Dims dims = shapes.Input(kX);
+  if (dims.values.empty()) return;
+  shapes.SetOutput(InferConv(kName, ReadAttributes(shapes), dims));
 }
 
 Dims InferConv(const std::string& op, const ConvAttributes& a, Dims dims) {
@@ -73,20 +79,7 @@ Dims InferConv(const std::string& op, const ConvAttributes& a, Dims dims) {
   return dims;
 }
 
-ConvAttributes ReadConvAttributes(const NodeInfo& node) {
-  ConvAttributes attributes;
-  attributes.out_channels = node.Int("out_channels");
-  attributes.in_channels = node.Int("in_channels");
-  const auto copy = [&node](const char* name, int64_t* to, size_t count) {
-    const std::vector<int64_t> values = node.Ints(name, count);
-    std::copy(values.begin(), values.end(), to);
-  };
-  copy("kernel_shape", attributes.kernel, 2);
-  copy("strides", attributes.strides, 2);
-  copy("pads", attributes.pads, 4);
-  copy("dilations", attributes.dilations, 2);
-  return attributes;
-}
+ConvAttributes ReadConvAttributes(const NodeInfo& node) { return ReadAttributes(node); }
 
 void CheckConvInput(const std::string& label, const std::vector<int64_t>& x_dims,
                     const ConvAttributes& attributes) {

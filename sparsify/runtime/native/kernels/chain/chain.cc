@@ -35,6 +35,7 @@ int64_t BlockImages(int64_t images) {
 constexpr double kFilled = 0.8;
 constexpr int64_t kBandRows = 4;
 constexpr int64_t kMostRows = 1 << 12;
+constexpr size_t kKeptRows = 4;
 
 std::shared_ptr<const RowConv> RowsOf(const ConvKernel& kernel, const Size& input, const Size& size,
                                       int64_t bands) {
@@ -170,6 +171,16 @@ Schedule ConvChain::MakeSchedule(const Plan& plan, const std::vector<Flow>& flow
 }
 
 std::shared_ptr<const RowPlan> ConvChain::RowsFor(const Plan& plan, int threads) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const KeptRows& kept : kept_rows_) {
+    if (kept.threads == threads && kept.maps == plan.maps) return kept.rows;
+  }
+  if (kept_rows_.size() >= kKeptRows) kept_rows_.erase(kept_rows_.begin());
+  kept_rows_.push_back({plan.maps, threads, MakeRows(plan, threads)});
+  return kept_rows_.back().rows;
+}
+
+std::shared_ptr<const RowPlan> ConvChain::MakeRows(const Plan& plan, int threads) const {
   RowChain chain;
   for (size_t i = 0; i < map_channels_.size(); ++i) chain.values.push_back({map_channels_[i], plan.maps[i]});
   for (size_t i = 0; i < steps_.size(); ++i) {

@@ -59,6 +59,7 @@ class ConvChain {
   Schedule MakeSchedule(const Plan& plan, const std::vector<Flow>& flows, int64_t images,
                         std::vector<int64_t> groups, int threads) const;
   std::shared_ptr<const RowPlan> RowsFor(const Plan& plan, int threads) const;
+  std::shared_ptr<const RowPlan> MakeRows(const Plan& plan, int threads) const;
   const Size& SizeOf(const Plan& plan, int64_t value) const;
   // One block of images from `first` on, all steps.
   void RunBlock(const Plan& plan, const Schedule& schedule, const float* const* maps, int64_t first, float* y,
@@ -68,6 +69,13 @@ class ConvChain {
   std::vector<Step> steps_;
   mutable std::mutex mutex_;
   mutable std::shared_ptr<const Plan> latest_;
+  // Plans of rows cost as much as a fraction of an image, and serve every batch. Oldest first.
+  struct KeptRows {
+    std::vector<Size> maps;
+    int threads;
+    std::shared_ptr<const RowPlan> rows;
+  };
+  mutable std::vector<KeptRows> kept_rows_;
 };
 
 }  // namespace chain

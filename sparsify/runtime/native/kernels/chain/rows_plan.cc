@@ -12,7 +12,7 @@ namespace chain {
 namespace {
 
 // Of a second-level cache of 1 MB: weights of a segment and the rows that it needs at once.
-constexpr int64_t kSegmentBytes = 640 << 10;
+constexpr int64_t kSegmentBytes = 720 << 10;
 constexpr int64_t kMostSteps = 48;  // of a segment
 // What a segment of its own costs beside the maps that pass from one to the next.
 constexpr int64_t kCutFloats = 1 << 14;

@@ -3,37 +3,18 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../csr/compiler.h"
 #include "../csr/panel_product.h"
 
 namespace sparsify {
 namespace chain {
 namespace {
 
-// Pixels of one row of all channels.
-struct RowPixels {
-  float* channel;  // the first
-  int64_t stride;  // floats to the next
-};
-
-void CopyRow(const float* source, int64_t stride, int64_t channels, int64_t width, RowPixels target) {
+// Zeros around a row of this form.
+void FillMargins(int64_t channels, int64_t width, float* row) {
+  const int64_t spacing = RowSpacing(width);
+  std::fill_n(row - kRowMargin, kRowMargin, 0.0f);
   for (int64_t channel = 0; channel < channels; ++channel) {
-    std::memcpy(target.channel + channel * target.stride, source + channel * stride,
-                static_cast<size_t>(width) * sizeof(float));
-  }
-}
-
-void FillMargins(int64_t channels, int64_t width, RowPixels row) {
-  std::fill_n(row.channel - kRowMargin, kRowMargin, 0.0f);
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    std::fill_n(row.channel + channel * row.stride + width, row.stride - width, 0.0f);
-  }
-}
-
-// Rows of a plane lie far apart from one channel to the next, where no prefetcher looks for them.
-void AskFor(const float* row, int64_t stride, int64_t channels, int64_t width) {
-  for (int64_t channel = 0; channel < channels; ++channel, row += stride) {
-    for (int64_t x = 0; x < width; x += kRowMargin) SPARSIFY_PREFETCH(row + x);
+    std::fill_n(row + channel * spacing + width, spacing - width, 0.0f);
   }
 }
 
@@ -46,11 +27,13 @@ class BandRun {
   void Run(const std::vector<RowTask>& tasks) {
     for (const RowTask& task : tasks) {
       const RowNode& node = nodes_[static_cast<size_t>(task.node)];
+      rows_.clear();
+      for (int64_t y = task.first; y < task.first + task.count; ++y) rows_.push_back(Target(node, y));
       if (node.work == RowNode::Work::kConv) {
         RunConv(node, task);
-        continue;
+      } else {
+        RunCopy(node, task);
       }
-      for (int64_t y = task.first; y < task.first + task.count; ++y) CopyOne(node, y);
     }
   }
 
@@ -63,23 +46,36 @@ class BandRun {
            kRowMargin;
   }
 
-  // Where a node's row y goes.
-  RowPixels Target(const RowNode& node, int64_t y) const {
-    if (node.kept != RowNode::Kept::kPlanes) return {Row(node, y), RowSpacing(node.size.width)};
-    return {planes_.targets[static_cast<size_t>(node.value)] + y * node.size.width, node.size.pixels()};
+  // Channel 0 of where row y goes, and the floats from there to the next channel.
+  float* Target(const RowNode& node, int64_t y) const {
+    if (node.kept != RowNode::Kept::kPlanes) return Row(node, y);
+    return planes_.targets[static_cast<size_t>(node.value)] + y * node.size.width;
+  }
+  static int64_t Stride(const RowNode& node) {
+    return node.kept == RowNode::Kept::kPlanes ? node.size.pixels() : RowSpacing(node.size.width);
   }
 
-  void CopyOne(const RowNode& node, int64_t y) const {
-    const int64_t width = node.size.width, plane = node.size.pixels();
-    const RowPixels target = Target(node, y);
-    if (node.work == RowNode::Work::kCopy) {
-      CopyRow(Row(At(node.input), y), RowSpacing(width), node.channels, width, target);
-    } else {
-      const float* row = planes_.maps[static_cast<size_t>(node.value)] + y * width;
-      CopyRow(row, plane, node.channels, width, target);
-      if (y + 1 < node.size.height) AskFor(row + width, plane, node.channels, width);
+  // Channel by channel, since rows of a plane lie behind each other.
+  void RunCopy(const RowNode& node, const RowTask& task) {
+    const int64_t width = node.size.width;
+    int64_t stride = node.size.pixels();
+    inputs_.clear();
+    for (int64_t y = task.first; y < task.first + task.count; ++y) {
+      if (node.work == RowNode::Work::kImport) {
+        inputs_.push_back(planes_.maps[static_cast<size_t>(node.value)] + y * width);
+      } else {
+        stride = Stride(At(node.input));
+        inputs_.push_back(Row(At(node.input), y));
+      }
     }
-    if (node.kept != RowNode::Kept::kPlanes) FillMargins(node.channels, width, target);
+    for (int64_t channel = 0; channel < node.channels; ++channel) {
+      for (size_t i = 0; i < rows_.size(); ++i) {
+        std::memcpy(rows_[i] + channel * Stride(node), inputs_[i] + channel * stride,
+                    static_cast<size_t>(width) * sizeof(float));
+      }
+    }
+    if (node.kept == RowNode::Kept::kPlanes) return;
+    for (float* row : rows_) FillMargins(node.channels, width, row);
   }
 
   void RunConv(const RowNode& node, const RowTask& task) {
@@ -89,14 +85,11 @@ class BandRun {
     for (int64_t y = first; y < first + (task.count - 1) * node.stride + node.reach; ++y) {
       inputs_.push_back(y >= 0 && y < input.size.height ? Row(input, y) : nullptr);
     }
-    const bool planes = node.kept == RowNode::Kept::kPlanes;
-    rows_.clear();
     residuals_.clear();
-    for (int64_t y = task.first; y < task.first + task.count; ++y) {
-      rows_.push_back(Target(node, y).channel);
-      if (node.residual >= 0) residuals_.push_back(Row(At(node.residual), y));
+    for (int64_t y = task.first; y < task.first + task.count && node.residual >= 0; ++y) {
+      residuals_.push_back(Row(At(node.residual), y));
     }
-    const RowTarget target = {rows_.data(), Target(node, task.first).stride, planes,
+    const RowTarget target = {rows_.data(), Stride(node), node.kept == RowNode::Kept::kPlanes,
                               node.residual >= 0 ? residuals_.data() : nullptr};
     node.conv->Run(inputs_.data(), task.count, node.ending, target, scratch_);
   }

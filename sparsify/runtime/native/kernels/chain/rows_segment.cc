@@ -12,6 +12,11 @@ namespace {
 using Kept = RowNode::Kept;
 using Work = RowNode::Work;
 
+// Rows that are copied at once, since they lie behind each other in a plane: of a ring, whose room grows with
+// them, and of a whole map.
+constexpr int64_t kCopiedRows = 4;
+constexpr int64_t kCopiedWhole = 16;
+
 class Builder {
  public:
   Builder(const RowChain& chain, const std::vector<Readers>& readers, int64_t begin, int64_t end, bool shared)
@@ -31,6 +36,8 @@ class Builder {
     for (const auto& [value, kept] : copies_) {
       RowNode copy = Node(Work::kCopy, kept, value);
       copy.input = node_[static_cast<size_t>(value)];
+      const bool whole = nodes_[static_cast<size_t>(copy.input)].kept == Kept::kWhole;
+      copy.panel = whole ? kCopiedWhole : kCopiedRows;
       nodes_.push_back(copy);
     }
     return std::move(nodes_);
@@ -45,6 +52,7 @@ class Builder {
     node.value = value;
     node.channels = map.channels;
     node.size = map.size;
+    if (work == Work::kImport) node.panel = kCopiedRows;
     return node;
   }
 

@@ -20,21 +20,25 @@ namespace {
 
 constexpr int64_t kSplit = 2;  // the one horizontal stride beside 1
 constexpr int64_t kMostGroups = kMaxGroups;
+constexpr double kFrameCount = 12.0;  // see PrefersFrames
+// Non-zeros of an output beyond which gathered panels of pixels are faster: products outweigh packing by
+// then, and panels waste no columns at the ends of rows.
+constexpr double kMostCount = 240.0;
 
 // How columns of taps find their input.
 struct Columns {
-  int64_t left = 0;             // floats before a channel's first that the leftmost tap reads
-  int64_t planes = 1;           // even and odd columns, as far as taps need them
-  int64_t first_plane = 0;      // 1 where only odd ones are needed
-  int64_t channel_spacing = 0;  // floats from channel to channel of what is read
-  int64_t plane_floats = 0;     // of all channels of one plane, with its margin
-  std::vector<int64_t> offsets;
+  int64_t left = 0;                      // floats before a channel's first that the leftmost tap reads
+  int64_t planes = 1;                    // even and odd columns, as far as taps need them
+  int64_t first_plane = 0;               // 1 where only odd ones are needed
+  int64_t channel_spacing = 0;           // floats from channel to channel of what is read
+  int64_t plane_floats = 0;              // of all channels of one plane, with its margin
+  std::vector<int64_t> offsets, shifts;  // see RowTaps
 };
 
 int64_t FloorDiv(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
 // False where some tap would read pixels of another channel.
-bool FindColumns(const ConvAttributes& a, int64_t width, int64_t out_width, Columns* columns) {
+bool FindColumns(const ConvAttributes& a, int64_t width, int64_t out_width, bool framed, Columns* columns) {
   const int64_t stride = a.strides[1], out_spacing = RowSpacing(out_width);
   const bool split = stride != 1;
   if (split && (stride != kSplit || kSplit * out_spacing > RowSpacing(width))) return false;
@@ -48,13 +52,14 @@ bool FindColumns(const ConvAttributes& a, int64_t width, int64_t out_width, Colu
     phases.push_back(at - shifts.back() * stride);
     if (shifts.back() < -std::min(zeros, kRowMargin) || shifts.back() > zeros) return false;
   }
-  columns->left = std::max<int64_t>(0, -*std::min_element(shifts.begin(), shifts.end()));
   columns->first_plane = *std::min_element(phases.begin(), phases.end());
   columns->planes = *std::max_element(phases.begin(), phases.end()) - columns->first_plane + 1;
+  columns->left = framed ? 0 : std::max<int64_t>(0, -*std::min_element(shifts.begin(), shifts.end()));
   for (size_t s = 0; s < shifts.size(); ++s) {
-    columns->offsets.push_back((phases[s] - columns->first_plane) * columns->plane_floats + shifts[s] +
-                               columns->left);
+    const int64_t plane = (phases[s] - columns->first_plane) * columns->plane_floats;
+    columns->offsets.push_back(framed ? plane : plane + shifts[s] + columns->left);
   }
+  if (framed) columns->shifts = shifts;
   return true;
 }
 
@@ -76,15 +81,15 @@ class CsrRows final : public RowConv {
   size_t weight_bytes() const override { return weights_.bytes(); }
 
   size_t ScratchBytes() const override {
-    const int64_t sums = weights_.largest_part() * kPanelColumns;
+    const int64_t sums = SumsFloats();
     const int64_t rows = split() ? panel_rows() * attributes_.kernel[0] : 0;
     return static_cast<size_t>(sums + rows * SplitFloats()) * sizeof(float) + 2 * kCacheLine;
   }
 
   void Run(const float* const* input, int64_t count, const Epilogue& ending, const RowTarget& target,
            void* scratch) const override {
-    float* sums = AlignUp<float>(scratch);
-    float* space = sums + weights_.largest_part() * kPanelColumns;
+    float* sums = AlignUp<float>(scratch) + kGroup;
+    float* space = sums - kGroup + SumsFloats();
     // For each output row and row of taps.
     std::vector<const float*> rows;
     for (int64_t j = 0; j < count; ++j) {
@@ -102,6 +107,7 @@ class CsrRows final : public RowConv {
 
  private:
   bool split() const { return attributes_.strides[1] != 1; }
+  int64_t SumsFloats() const { return weights_.largest_part() * kPanelColumns + 2 * kGroup; }
   int64_t SplitFloats() const { return columns_.planes * columns_.plane_floats; }
 
   // The row of input for row of taps r of output row j, split; the one that was split for another, if any.
@@ -130,6 +136,7 @@ class CsrRows final : public RowConv {
     for (int part = 0; part < weights_.parts(); ++part) {
       const RowOutput output = Output(first, count, weights_.first_row(part), ending, target);
       const int passes = weights_.passes(part);
+      int64_t shift = 0;
       for (int i = 0; i < passes; ++i) {
         const RowWeights::Pass pass = weights_.At(part, i);
         const bool begins = i == 0, ends = i + 1 == passes;
@@ -143,11 +150,23 @@ class CsrRows final : public RowConv {
                                      : x + pass.first_channel * columns_.channel_spacing - columns_.left + at;
         }
         for (int g = count; g < kMaxGroups; ++g) groups.x[g] = groups.x[0];
-        if (any || begins || ends) {
-          isa_.rows->multiply(pass.segment, groups, sums, begins, ends ? &output : nullptr);
+        const RowSums from = Sums(sums, first, count, begins, begins ? 0 : pass.shift - shift);
+        if (any || begins || ends || from.shift != 0) {
+          isa_.rows->multiply(pass.segment, groups, from, ends ? &output : nullptr);
         }
+        shift = pass.shift;
       }
     }
+  }
+
+  // Sums that were left for one shift, taken up for one that is larger by `moved`.
+  RowSums Sums(float* sums, int64_t first, int count, bool zero, int64_t moved) const {
+    RowSums from = {sums, zero, static_cast<int>(-moved), {}};
+    for (int g = 0; g < count; ++g) {
+      const bool begins = (first + g) % row_groups_ == 0;
+      from.keep[g] = begins && moved > 0 ? 0xffffu << moved & 0xffffu : 0xffffu;
+    }
+    return from;
   }
 
   RowOutput Output(int64_t first, int count, int64_t first_output, const Epilogue& ending,
@@ -205,6 +224,21 @@ class CsrRows final : public RowConv {
   std::vector<float> zeros_;  // what taps above and below a map read
 };
 
+// Non-zeros of an output, or block of outputs.
+double Count(const Matrix& matrix) {
+  return static_cast<double>(matrix.blocks) / static_cast<double>(matrix.lines());
+}
+
+// Whether passes are made for each shift of pixels: they must bring enough non-zeros to an output. Blocks of
+// four outputs and more are bound by their multiplications, however their input lies. Rows wider than a panel
+// are cut, and sums cannot move from one cut to the next.
+bool PrefersFrames(const ConvAttributes& a, const Matrix& matrix, int64_t out_width) {
+  if (a.kernel[1] == 1 || out_width >= kMostGroups * kGroup || matrix.block_rows > 2) return false;
+  const double of_tap = Count(matrix) / static_cast<double>(a.kernel[0] * a.kernel[1]);
+  const double of_pass = std::min(of_tap, of_tap * 128.0 / static_cast<double>(a.in_channels));
+  return of_pass >= kFrameCount;
+}
+
 }  // namespace
 
 std::shared_ptr<const RowConv> MakeRows(const Isa& isa, const ConvAttributes& attributes,
@@ -212,11 +246,13 @@ std::shared_ptr<const RowConv> MakeRows(const Isa& isa, const ConvAttributes& at
   const ConvAttributes& a = attributes;
   const int64_t out_width =
       OutputExtent(width, a.pads[1] + a.pads[3], a.kernel[1], a.dilations[1], a.strides[1]);
-  Columns columns;
   if (width < 1 || out_width < 1) return nullptr;
   if (out_width != (width + a.strides[1] - 1) / a.strides[1]) return nullptr;
-  if (!FindColumns(a, width, out_width, &columns)) return nullptr;
-  const RowTaps taps = {a.kernel[0], a.kernel[1], columns.channel_spacing, columns.planes, columns.offsets};
+  if (Count(matrix) > kMostCount) return nullptr;
+  Columns columns;
+  if (!FindColumns(a, width, out_width, PrefersFrames(a, matrix, out_width), &columns)) return nullptr;
+  const RowTaps taps = {a.kernel[0],    a.kernel[1],     columns.channel_spacing,
+                        columns.planes, columns.offsets, columns.shifts};
   if (!RowWeights::Fits(taps)) return nullptr;
   return std::make_shared<CsrRows>(isa, a, matrix, width, out_width, columns, taps);
 }

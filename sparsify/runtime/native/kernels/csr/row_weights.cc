@@ -21,6 +21,27 @@ int64_t LargestTap(const RowTaps& taps) {
   return *std::max_element(taps.offsets.begin(), taps.offsets.end());
 }
 
+// Shifts in the order of their passes: ascending, so that sums move to the right and lose nothing that
+// counts, but zero last.
+std::vector<int64_t> Frames(const RowTaps& taps) {
+  std::vector<int64_t> frames(taps.shifts);
+  std::sort(frames.begin(), frames.end());
+  frames.erase(std::unique(frames.begin(), frames.end()), frames.end());
+  frames.erase(std::remove(frames.begin(), frames.end(), int64_t{0}), frames.end());
+  frames.push_back(0);
+  return frames;
+}
+
+// Columns of taps that a pass serves, at most.
+int64_t TogetherTaps(const RowTaps& taps) {
+  if (taps.shifts.empty()) return taps.kernel_width;
+  int64_t most = 1;
+  for (const int64_t shift : taps.shifts) {
+    most = std::max<int64_t>(most, std::count(taps.shifts.begin(), taps.shifts.end(), shift));
+  }
+  return most;
+}
+
 // Channels of a pass, about as many in each.
 int64_t PassChannels(const Matrix& matrix, const RowTaps& taps) {
   const int64_t channels = matrix.columns / (taps.kernel_height * taps.kernel_width);
@@ -30,7 +51,7 @@ int64_t PassChannels(const Matrix& matrix, const RowTaps& taps) {
     const double density = static_cast<double>(matrix.blocks) /
                            static_cast<double>(std::max<int64_t>(1, matrix.rows * matrix.columns));
     const double useful =
-        static_cast<double>(kUsefulCount) / std::max(1e-6, density * static_cast<double>(taps.kernel_width));
+        static_cast<double>(kUsefulCount) / std::max(1e-6, density * static_cast<double>(TogetherTaps(taps)));
     most = std::min(most, std::max<int64_t>(16, static_cast<int64_t>(std::min(useful, 1e6))));
   }
   const int64_t passes = (channels + most - 1) / most;
@@ -41,7 +62,7 @@ int64_t PassChannels(const Matrix& matrix, const RowTaps& taps) {
 
 // The entries of a part that one pass reads, before they are cut to kMaxCount an output.
 struct RowWeights::Tile {
-  int64_t tap_row, first_channel;
+  int64_t tap_row, first_channel, shift;
   std::vector<std::vector<int64_t>> entries;   // [lines], numbers of entries of the matrix
   std::vector<std::vector<uint16_t>> offsets;  // of these
 };
@@ -71,10 +92,13 @@ void RowWeights::AddPart(const Matrix& matrix, int64_t first_line, int64_t last_
   const size_t lines = static_cast<size_t>(last_line - first_line);
   std::vector<Tile> tiles;
   const int64_t across = (channels + channels_ - 1) / channels_;
-  for (int64_t row = 0; row < taps.kernel_height; ++row) {
-    for (int64_t i = 0; i < across; ++i) {
-      tiles.push_back({row, i * channels_, std::vector<std::vector<int64_t>>(lines),
-                       std::vector<std::vector<uint16_t>>(lines)});
+  const std::vector<int64_t> frames = Frames(taps);
+  for (const int64_t shift : frames) {
+    for (int64_t row = 0; row < taps.kernel_height; ++row) {
+      for (int64_t i = 0; i < across; ++i) {
+        tiles.push_back({row, i * channels_, shift, std::vector<std::vector<int64_t>>(lines),
+                         std::vector<std::vector<uint16_t>>(lines)});
+      }
     }
   }
   for (int64_t line = first_line; line < last_line; ++line) {
@@ -82,15 +106,19 @@ void RowWeights::AddPart(const Matrix& matrix, int64_t first_line, int64_t last_
     for (int64_t i = matrix.pointers[line]; i < matrix.pointers[line + 1]; ++i) {
       const int64_t column = matrix.Column(i), channel = column / area, tap = column % area;
       const int64_t row = tap / taps.kernel_width;
-      Tile& tile = tiles[static_cast<size_t>(row * across + channel / channels_)];
-      const int64_t offset =
-          channel % channels_ * taps.spacing + taps.offsets[static_cast<size_t>(tap % taps.kernel_width)];
+      const size_t s = static_cast<size_t>(tap % taps.kernel_width);
+      const int64_t shift = taps.shifts.empty() ? 0 : taps.shifts[s];
+      const int64_t frame = std::find(frames.begin(), frames.end(), shift) - frames.begin();
+      Tile& tile =
+          tiles[static_cast<size_t>((frame * taps.kernel_height + row) * across + channel / channels_)];
+      const int64_t offset = channel % channels_ * taps.spacing + taps.offsets[s];
       tile.entries[at].push_back(i);
       tile.offsets[at].push_back(static_cast<uint16_t>(offset));
     }
   }
   for (size_t i = 0; i < tiles.size(); ++i) {
-    AddTile(matrix, tiles[i], i == 0, i + 1 == tiles.size());
+    const bool first = i == 0 || tiles[i].shift != tiles[i - 1].shift;
+    AddTile(matrix, tiles[i], first, i + 1 == tiles.size());
   }
 }
 
@@ -113,7 +141,8 @@ void RowWeights::AddTile(const Matrix& matrix, const Tile& tile, bool first, boo
     }
     std::stable_sort(lines.begin(), lines.end(),
                      [](const Line& a, const Line& b) { return a.count < b.count; });
-    Begin segment = {tile.tap_row, tile.first_channel, offsets_.size(), rows_.size(), classes_.size(), 0};
+    Begin segment = {tile.tap_row, tile.first_channel, tile.shift, offsets_.size(),
+                     rows_.size(), classes_.size(),    0};
     for (const Line& line : lines) {
       if (segment.class_count == 0 || classes_.back().count != line.count) {
         classes_.push_back({line.count, 0});
@@ -149,6 +178,7 @@ RowWeights::Pass RowWeights::At(int part, int pass) const {
   return {
       begin.tap_row,
       begin.first_channel,
+      begin.shift,
       {values_.data() + begin.entry * static_cast<size_t>(block_rows_), offsets_.data() + begin.entry,
        rows_.data() + begin.row, classes_.data() + begin.row_class, begin.class_count, block_rows_, true}};
 }

@@ -12,12 +12,16 @@
 namespace sparsify {
 namespace csr {
 
-// Where inputs lie in what a pass reads.
+// Where inputs lie in what a pass reads. Columns of taps differ by pixels to the left or right. Either they
+// are part of the offset, and most loads straddle two cache lines. Or passes are made for each such shift,
+// all loads are aligned, and sums are moved between passes of different shifts: a pass adds w x[i] to the sum
+// of pixel i - shift, and leaves it at i.
 struct RowTaps {
   int64_t kernel_height, kernel_width;
   int64_t spacing;               // floats from channel to channel
   int64_t planes;                // how often a channel's columns are there, once for each phase of a stride
   std::vector<int64_t> offsets;  // of each column of taps, from the channel's first float
+  std::vector<int64_t> shifts;   // of each column of taps, in pixels; empty if offsets hold them
 };
 
 class RowWeights {
@@ -25,6 +29,7 @@ class RowWeights {
   struct Pass {
     int64_t tap_row;
     int64_t first_channel;
+    int64_t shift;  // of this pass
     PanelSegment segment;
   };
 
@@ -36,7 +41,8 @@ class RowWeights {
   int64_t first_row(int part) const { return bounds_[static_cast<size_t>(part)] * block_rows_; }
   int64_t last_row(int part) const { return bounds_[static_cast<size_t>(part) + 1] * block_rows_; }
   int64_t largest_part() const;
-  // At least one; the first and the last list every output of the part.
+  // At least one; the first, the last, and each of another shift than the one before list every output of the
+  // part. The last one's shift is 0.
   int passes(int part) const;
   Pass At(int part, int pass) const;
   int64_t reach() const { return reach_; }  // floats beyond offset 0 that the largest offset points at
@@ -44,7 +50,7 @@ class RowWeights {
 
  private:
   struct Begin {
-    int64_t tap_row, first_channel;
+    int64_t tap_row, first_channel, shift;
     size_t entry, row, row_class, class_count;
   };
   struct Tile;

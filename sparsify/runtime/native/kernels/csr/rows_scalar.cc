@@ -28,7 +28,12 @@ void End(const float* sums, int groups, int64_t row, const RowOutput& out) {
   }
 }
 
-void Multiply(const PanelSegment& segment, const RowGroups& groups, float* sums, bool first,
+float Begin(const RowSums& from, int64_t row, int column) {
+  if (from.zero || (from.keep[column / kGroup] >> column % kGroup & 1) == 0) return 0.0f;
+  return from.sums[row * kRowSums + column + from.shift];
+}
+
+void Multiply(const PanelSegment& segment, const RowGroups& groups, const RowSums& from,
               const RowOutput* last) {
   const float* value = segment.values;
   const uint16_t* offset = segment.offsets;
@@ -39,8 +44,8 @@ void Multiply(const PanelSegment& segment, const RowGroups& groups, float* sums,
     for (uint32_t i = 0; i < segment.classes[c].rows; ++i, ++row, offset += count) {
       for (int r = 0; r < segment.block_rows; ++r) {
         float sum[kPanelColumns];
-        float* waiting = sums + (static_cast<int64_t>(*row) + r) * kRowSums;
-        for (int j = 0; j < width; ++j) sum[j] = first ? 0.0f : waiting[j];
+        float* waiting = from.sums + (static_cast<int64_t>(*row) + r) * kRowSums;
+        for (int j = 0; j < width; ++j) sum[j] = Begin(from, *row + r, j);
         for (uint32_t n = 0; n < count; ++n) {
           const float w = value[static_cast<int64_t>(n) * segment.block_rows + r];
           for (int j = 0; j < width; ++j) sum[j] += w * groups.x[j / kGroup][offset[n] + j % kGroup];

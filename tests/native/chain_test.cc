@@ -153,7 +153,7 @@ int main(int argc, char** argv) {
   Random random(static_cast<uint32_t>(argc > 2 ? std::atoll(argv[2]) : 10));
   int64_t runs = 0;
   for (int64_t i = 0; i < chains; ++i) runs += CheckChain(RandomChain(&random), AnyBatch(&random), &random);
-  runs += CheckRowChains(chains / 3, &random);
+  runs += CheckRowChains(chains / 5, &random);
   TestMemoryDoesNotGrowWithTheChain();
   TestAPerturbedWeightIsSeen();
   TestRowsNoticeAPerturbedWeight();

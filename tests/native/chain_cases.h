@@ -67,11 +67,12 @@ struct Chain {
 
   // Returns the value that the new step gives.
   int64_t Add(Random* random, int64_t input, const sparsify_conv_attributes& a, const char* layout,
-              int64_t residual) {
+              int64_t residual, double density = 0.3) {
     const int64_t columns = a.in_channels * a.kernel[0] * a.kernel[1];
     attributes.push_back(a);
-    weights.push_back(SparseWeight(random, a.out_channels, columns, 0.3));
-    for (float& value : weights.back()) value *= 1.8f / std::sqrt(static_cast<float>(columns));
+    weights.push_back(SparseWeight(random, a.out_channels, columns, density));
+    for (float& value : weights.back())
+      value /= std::sqrt(static_cast<float>(density * static_cast<double>(columns)));
     packed.push_back(Pack(layout, weights.back(), a.out_channels, columns));
     biases.push_back(random->Below(3) == 0 ? std::vector<float>() : random->Normals(a.out_channels));
     inputs.push_back(input);

@@ -65,14 +65,15 @@ inline Chain Stages(Random* random, Map map, int64_t stages, int64_t blocks, int
 // Weights that do not fit into a cache together, so that the chain is cut into segments anywhere, from values
 // of any age.
 inline Chain HeavySteps(Random* random) {
-  constexpr int64_t kChannels = 96;
+  constexpr int64_t kChannels = 208;
   Chain chain;
   chain.values.push_back({kChannels, 12 + random->Below(3), 13});
   for (int64_t i = 0; i < 12; ++i) {
     const int64_t latest = static_cast<int64_t>(chain.values.size()) - 1;
     const int64_t input = std::max<int64_t>(0, latest - random->Below(2));
     const int64_t residual = random->Below(3) != 0 ? std::max<int64_t>(0, latest - random->Below(6)) : -1;
-    chain.Add(random, input, Square(kChannels, kChannels, random->Below(4) == 0 ? 1 : 3), "csr", residual);
+    chain.Add(random, input, Square(kChannels, kChannels, random->Below(4) == 0 ? 1 : 3), "csr", residual,
+              0.06);
   }
   return chain;
 }

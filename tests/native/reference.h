@@ -110,22 +110,21 @@ struct ConvCase {
   }
 };
 
-// One output of a convolution.
-inline void ExpectPixel(const ConvCase& c, const std::vector<float>& weight, const std::vector<float>& x,
-                        const Ends& ends, int64_t image, int64_t row, int64_t oy, int64_t ox,
-                        Expected* expected) {
+// One output of a convolution. `used`: the columns of its row of weights that are not zero.
+inline void ExpectPixel(const ConvCase& c, const float* weight, const std::vector<int64_t>& used,
+                        const std::vector<float>& x, const Ends& ends, int64_t image, int64_t row, int64_t oy,
+                        int64_t ox, Expected* expected) {
   const sparsify_conv_attributes& a = c.attributes;
-  const int64_t taps = a.kernel[0] * a.kernel[1], columns = a.in_channels * taps;
+  const int64_t taps = a.kernel[0] * a.kernel[1];
   double sum = 0.0, size = 0.0;
   int64_t terms = 0;
-  for (int64_t i = 0; i < columns; ++i) {
-    const float w = weight[static_cast<size_t>(row * columns + i)];
+  for (const int64_t i : used) {
     const int64_t channel = i / taps, ky = i % taps / a.kernel[1], kx = i % a.kernel[1];
     const int64_t y = oy * a.strides[0] + ky * a.dilations[0] - a.pads[0];
     const int64_t at = ox * a.strides[1] + kx * a.dilations[1] - a.pads[1];
-    if (w == 0.0f || y < 0 || y >= c.height || at < 0 || at >= c.width) continue;
+    if (y < 0 || y >= c.height || at < 0 || at >= c.width) continue;
     const int64_t source = ((image * a.in_channels + channel) * c.height + y) * c.width + at;
-    const double term = static_cast<double>(w) * x[static_cast<size_t>(source)];
+    const double term = static_cast<double>(weight[i]) * x[static_cast<size_t>(source)];
     sum += term;
     size += std::fabs(term);
     ++terms;
@@ -137,14 +136,22 @@ inline void ExpectPixel(const ConvCase& c, const std::vector<float>& weight, con
 inline Expected ExpectConv(const ConvCase& c, const std::vector<float>& weight, const std::vector<float>& x,
                            const Ends& ends) {
   Expected expected;
-  const int64_t size = c.batch * c.attributes.out_channels * c.OutHeight() * c.OutWidth();
+  const sparsify_conv_attributes& a = c.attributes;
+  const int64_t size = c.batch * a.out_channels * c.OutHeight() * c.OutWidth();
+  const int64_t columns = a.in_channels * a.kernel[0] * a.kernel[1];
   expected.values.resize(static_cast<size_t>(size));
   expected.bounds.resize(static_cast<size_t>(size));
-  for (int64_t image = 0; image < c.batch; ++image) {
-    for (int64_t row = 0; row < c.attributes.out_channels; ++row) {
+  std::vector<int64_t> used;
+  for (int64_t row = 0; row < a.out_channels; ++row) {
+    const float* w = weight.data() + row * columns;
+    used.clear();
+    for (int64_t i = 0; i < columns; ++i) {
+      if (w[i] != 0.0f) used.push_back(i);
+    }
+    for (int64_t image = 0; image < c.batch; ++image) {
       for (int64_t y = 0; y < c.OutHeight(); ++y) {
         for (int64_t at = 0; at < c.OutWidth(); ++at) {
-          ExpectPixel(c, weight, x, ends, image, row, y, at, &expected);
+          ExpectPixel(c, w, used, x, ends, image, row, y, at, &expected);
         }
       }
     }

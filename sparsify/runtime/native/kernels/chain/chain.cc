@@ -5,6 +5,7 @@
 
 #include "../../base/aligned.h"
 #include "../csr/panel_product.h"
+#include "rows_choice.h"
 #include "rows_plan.h"
 #include "rows_run.h"
 
@@ -30,23 +31,7 @@ int64_t BlockImages(int64_t images) {
   return block;
 }
 
-// Steps run on rows where pixels fill this much of a row's registers, bands are this high at least, and maps
-// no higher than this.
-constexpr double kFilled = 0.8;
-constexpr int64_t kBandRows = 4;
-constexpr int64_t kMostRows = 1 << 12;
 constexpr size_t kKeptRows = 4;
-
-std::shared_ptr<const RowConv> RowsOf(const ConvKernel& kernel, const Size& input, const Size& size,
-                                      int64_t bands) {
-  const ConvAttributes& a = kernel.attributes();
-  const double filled = static_cast<double>(size.width) / static_cast<double>(RowSpacing(size.width));
-  if (size.width != (input.width + a.strides[1] - 1) / a.strides[1] || filled < kFilled) return nullptr;
-  if (size.height < kBandRows * bands && bands > 1) return nullptr;
-  if (std::max(input.height, size.height) > kMostRows || a.strides[0] > kMostRows) return nullptr;
-  if ((a.kernel[0] - 1) * a.dilations[0] >= kMostRows) return nullptr;
-  return kernel.Rows(input.width);
-}
 
 size_t BlockBytes(const Schedule& schedule) {
   return RoundUp(static_cast<size_t>(schedule.floats) * sizeof(float) + schedule.kernel_bytes, kCacheLine);
@@ -186,13 +171,12 @@ std::shared_ptr<const RowPlan> ConvChain::MakeRows(const Plan& plan, int threads
   for (size_t i = 0; i < steps_.size(); ++i) {
     const ConvAttributes& a = steps_[i].kernel->attributes();
     const Size& input = SizeOf(plan, steps_[i].input);
-    RowStep step = {RowsOf(*steps_[i].kernel, input, plan.sizes[i], threads),
-                    steps_[i].input,
-                    steps_[i].residual,
-                    a.strides[0],
-                    (a.kernel[0] - 1) * a.dilations[0] + 1,
-                    a.pads[0],
-                    steps_[i].ending};
+    std::shared_ptr<const RowConv> conv = RowsOf(*steps_[i].kernel, input, plan.sizes[i], threads);
+    const double gain = conv == nullptr ? 0.0 : GainOfRows(a, *conv, plan.sizes[i]);
+    RowStep step = {std::move(conv), gain,
+                    steps_[i].input, steps_[i].residual,
+                    a.strides[0],    (a.kernel[0] - 1) * a.dilations[0] + 1,
+                    a.pads[0],       steps_[i].ending};
     chain.steps.push_back(std::move(step));
     chain.values.push_back({a.out_channels, plan.sizes[i]});
   }

@@ -36,6 +36,18 @@ std::vector<Readers> FindReaders(const RowChain& chain, int64_t steps) {
   return readers;
 }
 
+int64_t StepsOnRows(const RowChain& chain) {
+  int64_t best = 0;
+  double gain = 0.0, most = 0.0;
+  for (size_t step = 0; step < chain.steps.size() && chain.steps[step].conv != nullptr; ++step) {
+    gain += chain.steps[step].gain;
+    if (gain <= most) continue;
+    most = gain;
+    best = static_cast<int64_t>(step) + 1;
+  }
+  return best;
+}
+
 // Segments within the budget between which the least is moved.
 std::vector<RowSegment> Cut(const RowChain& chain, const std::vector<Readers>& readers, int64_t steps,
                             int64_t bands) {
@@ -122,9 +134,7 @@ class Placer {
 }  // namespace
 
 std::shared_ptr<const RowPlan> MakeRowPlan(const RowChain& chain, int64_t bands) {
-  const auto planes = std::find_if(chain.steps.begin(), chain.steps.end(),
-                                   [](const RowStep& step) { return step.conv == nullptr; });
-  const int64_t steps = planes - chain.steps.begin();
+  const int64_t steps = StepsOnRows(chain);
   if (steps == 0) return nullptr;
   auto plan = std::make_shared<RowPlan>();
   plan->steps = steps;

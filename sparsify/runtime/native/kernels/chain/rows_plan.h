@@ -27,6 +27,7 @@ struct RowValue {
 // A step as the plan sees it.
 struct RowStep {
   std::shared_ptr<const RowConv> conv;  // null: this step does not run on rows
+  double gain;                          // what rows save, in any unit
   int64_t input, residual;              // values; -1 for no residual
   int64_t stride, reach, pad;           // output row y reads input rows [y * stride - pad, … + reach)
   Epilogue ending;                      // without its residual
@@ -86,8 +87,9 @@ struct RowPlan {
   size_t scratch_bytes = 0;  // for the kernels of each band
 };
 
-// Null where no step runs on rows. Each segment's rows are cut into `bands`, which may run at the same time.
-// What steps beyond the plan's read, and what the chain's last step gives, is written as planes.
+// Null where no step runs on rows: as many from the first on do as gain the most together. Each segment's
+// rows are cut into `bands`, which may run at the same time. What steps beyond the plan's read, and what the
+// chain's last step gives, is written as planes.
 std::shared_ptr<const RowPlan> MakeRowPlan(const RowChain& chain, int64_t bands);
 
 }  // namespace chain

@@ -150,23 +150,25 @@ class CsrRows final : public RowConv {
                                      : x + pass.first_channel * columns_.channel_spacing - columns_.left + at;
         }
         for (int g = count; g < kMaxGroups; ++g) groups.x[g] = groups.x[0];
-        const RowSums from = Sums(sums, first, count, begins, begins ? 0 : pass.shift - shift);
-        if (any || begins || ends || from.shift != 0) {
-          isa_.rows->multiply(pass.segment, groups, from, ends ? &output : nullptr);
+        if (!begins && pass.shift != shift) {
+          Move(sums, weights_.last_row(part) - weights_.first_row(part), first, count, pass.shift - shift);
+        }
+        if (any || begins || ends) {
+          isa_.rows->multiply(pass.segment, groups, sums, begins, ends ? &output : nullptr);
         }
         shift = pass.shift;
       }
     }
   }
 
-  // Sums that were left for one shift, taken up for one that is larger by `moved`.
-  RowSums Sums(float* sums, int64_t first, int count, bool zero, int64_t moved) const {
-    RowSums from = {sums, zero, static_cast<int>(-moved), {}};
+  // Takes up sums that were left for one shift for one that is larger by `by`.
+  void Move(float* sums, int64_t outputs, int64_t first, int count, int64_t by) const {
+    uint32_t keep[kMaxGroups];
     for (int g = 0; g < count; ++g) {
       const bool begins = (first + g) % row_groups_ == 0;
-      from.keep[g] = begins && moved > 0 ? 0xffffu << moved & 0xffffu : 0xffffu;
+      keep[g] = begins && by > 0 ? 0xffffu << by & 0xffffu : 0xffffu;
     }
-    return from;
+    isa_.rows->move(sums, outputs, count, static_cast<int>(-by), keep);
   }
 
   RowOutput Output(int64_t first, int count, int64_t first_output, const Epilogue& ending,

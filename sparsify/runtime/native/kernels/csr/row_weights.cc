@@ -116,10 +116,7 @@ void RowWeights::AddPart(const Matrix& matrix, int64_t first_line, int64_t last_
       tile.offsets[at].push_back(static_cast<uint16_t>(offset));
     }
   }
-  for (size_t i = 0; i < tiles.size(); ++i) {
-    const bool first = i == 0 || tiles[i].shift != tiles[i - 1].shift;
-    AddTile(matrix, tiles[i], first, i + 1 == tiles.size());
-  }
+  for (size_t i = 0; i < tiles.size(); ++i) AddTile(matrix, tiles[i], i == 0, i + 1 == tiles.size());
 }
 
 void RowWeights::AddTile(const Matrix& matrix, const Tile& tile, bool first, bool last) {

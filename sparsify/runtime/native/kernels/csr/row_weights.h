@@ -41,8 +41,7 @@ class RowWeights {
   int64_t first_row(int part) const { return bounds_[static_cast<size_t>(part)] * block_rows_; }
   int64_t last_row(int part) const { return bounds_[static_cast<size_t>(part) + 1] * block_rows_; }
   int64_t largest_part() const;
-  // At least one; the first, the last, and each of another shift than the one before list every output of the
-  // part. The last one's shift is 0.
+  // At least one; the first and the last list every output of the part. The last one's shift is 0.
   int passes(int part) const;
   Pass At(int part, int pass) const;
   int64_t reach() const { return reach_; }  // floats beyond offset 0 that the largest offset points at

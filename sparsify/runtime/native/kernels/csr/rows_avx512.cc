@@ -23,7 +23,7 @@ namespace {
 
 }  // namespace
 
-const RowsIsa rows_avx512 = {&MultiplyRowGroups<V>, &ActivateBy<V>};
+const RowsIsa rows_avx512 = {&MultiplyRowGroups<V>, &MoveRowSums<V>, &ActivateBy<V>};
 
 }  // namespace csr
 }  // namespace sparsify

@@ -69,28 +69,10 @@ inline void EndRow(typename V::Register (&sum)[Registers], int first, int64_t ro
 struct RowState {
   Cursor cursor;
   const float* x[kMaxGroups];
-  const RowSums* sums;
+  float* sums;
+  bool first;
   const RowOutput* last;
 };
-
-// The sums with which `Registers` of an output begin, from register `first` of a panel on.
-template <class V, int Registers>
-inline void BeginRow(const RowSums& from, const float* sums, int first,
-                     typename V::Register (&sum)[Registers]) {
-  if (from.zero) {
-    SPARSIFY_UNROLL
-    for (int r = 0; r < Registers; ++r) sum[r] = V::Zero();
-  } else if (from.shift == 0) {
-    SPARSIFY_UNROLL
-    for (int r = 0; r < Registers; ++r) sum[r] = V::Load(sums + r * V::kWidth);
-  } else {
-    SPARSIFY_UNROLL
-    for (int r = 0; r < Registers; ++r) {
-      const int group = (first + r) / kOfGroup<V>, lane = (first + r) % kOfGroup<V> * V::kWidth;
-      sum[r] = V::Keep(V::Bits(from.keep[group] >> lane), V::LoadAny(sums + r * V::kWidth + from.shift));
-    }
-  }
-}
 
 template <class V, int G, bool Near, int Count>
 void RowsOfCount(RowState* state, uint32_t rows) {
@@ -99,18 +81,21 @@ void RowsOfCount(RowState* state, uint32_t rows) {
   const float* const x[kMaxGroups] = {state->x[0], state->x[1], state->x[2], state->x[3]};
   const float* values = state->cursor.values;
   const uint16_t* offsets = state->cursor.offsets;
-  const RowSums from = *state->sums;
+  const bool from_zero = state->first;
   const RowOutput* const last = state->last;
   for (uint32_t i = 0; i < rows; ++i) {
     const int64_t row = state->cursor.rows[i];
-    float* sums = from.sums + row * kRowSums;
+    float* sums = state->sums + row * kRowSums;
     if (last != nullptr) AskAhead<G>(*last, state->cursor.rows[i + kOutputsAhead]);
     typename V::Register sum[S][R];
-    BeginRow<V>(from, sums, 0, sum[0]);
     SPARSIFY_UNROLL
-    for (int s = 1; s < S; ++s) {
+    for (int s = 0; s < S; ++s) {
       SPARSIFY_UNROLL
       for (int r = 0; r < R; ++r) sum[s][r] = V::Zero();
+    }
+    if (!from_zero) {
+      SPARSIFY_UNROLL
+      for (int r = 0; r < R; ++r) sum[0][r] = V::Load(sums + r * V::kWidth);
     }
     uint64_t quad = 0;
     SPARSIFY_UNROLL
@@ -174,9 +159,14 @@ template <class V, int kRows, int Chunk, bool Near>
 void RowsOfBlock(const RowState& state, int first, const float* values, const uint16_t* offsets,
                  uint32_t count, int64_t stride, int64_t row) {
   typename V::Register sum[kRows][Chunk];
-  float* sums = state.sums->sums + row * kRowSums + first * V::kWidth;
+  float* sums = state.sums + row * kRowSums + first * V::kWidth;
   SPARSIFY_UNROLL
-  for (int r = 0; r < kRows; ++r) BeginRow<V>(*state.sums, sums + r * kRowSums, first, sum[r]);
+  for (int r = 0; r < kRows; ++r) {
+    SPARSIFY_UNROLL
+    for (int c = 0; c < Chunk; ++c) {
+      sum[r][c] = state.first ? V::Zero() : V::Load(sums + r * kRowSums + c * V::kWidth);
+    }
+  }
   for (uint32_t n = 0; n < count; ++n, values += stride) {
     typename V::Register columns[Chunk];
     const int64_t offset = offsets[n];
@@ -241,11 +231,12 @@ void RowsOfAny(const PanelSegment& segment, RowState* state) {
 }
 
 template <class V>
-void MultiplyRowGroups(const PanelSegment& segment, const RowGroups& groups, const RowSums& sums,
+void MultiplyRowGroups(const PanelSegment& segment, const RowGroups& groups, float* sums, bool first,
                        const RowOutput* last) {
   RowState state = {{segment.values, segment.offsets, segment.rows},
                     {groups.x[0], groups.x[1], groups.x[2], groups.x[3]},
-                    &sums,
+                    sums,
+                    first,
                     last};
   switch (groups.count * 2 + (groups.near ? 1 : 0)) {
     case 2:
@@ -263,6 +254,35 @@ void MultiplyRowGroups(const PanelSegment& segment, const RowGroups& groups, con
       return RowsOfAny<V, 4, false>(segment, &state);
     default:
       return RowsOfAny<V, 4, true>(segment, &state);
+  }
+}
+
+template <class V, int G>
+void MoveSums(float* sums, int64_t outputs, int shift, const uint32_t* keep) {
+  constexpr int R = Shape<V, G>::kRegisters;
+  for (int64_t row = 0; row < outputs; ++row, sums += kRowSums) {
+    typename V::Register sum[R];
+    SPARSIFY_UNROLL
+    for (int r = 0; r < R; ++r) sum[r] = V::LoadAny(sums + r * V::kWidth + shift);
+    SPARSIFY_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const uint32_t lanes = keep[r / kOfGroup<V>] >> r % kOfGroup<V> * V::kWidth;
+      V::Store(sums + r * V::kWidth, V::Keep(V::Bits(lanes), sum[r]));
+    }
+  }
+}
+
+template <class V>
+void MoveRowSums(float* sums, int64_t outputs, int groups, int shift, const uint32_t* keep) {
+  switch (groups) {
+    case 1:
+      return MoveSums<V, 1>(sums, outputs, shift, keep);
+    case 2:
+      return MoveSums<V, 2>(sums, outputs, shift, keep);
+    case 3:
+      return MoveSums<V, 3>(sums, outputs, shift, keep);
+    default:
+      return MoveSums<V, 4>(sums, outputs, shift, keep);
   }
 }
 

@@ -32,22 +32,15 @@ struct RowOutput {
   int64_t rows;       // outputs of the part that there are; a block may have more
 };
 
-// How a pass finds the sums of the pass before: as zeros, where they are, or moved by `shift` pixels, so that
-// pixel x begins with the sum of pixel x + shift of the same row, or with zero where `keep` lacks its lane.
-// All but the second take a segment that lists every output once.
-struct RowSums {
-  float* sums;  // 16 floats before and behind them are there
-  bool zero;
-  int shift;
-  uint32_t keep[kMaxGroups];
-};
-
 struct RowsIsa {
-  // The entries of a segment, whose offsets count floats. Sums are finished into *last if that is given,
-  // which takes a segment that lists every output once; with that and zeros to begin with, they are not
-  // touched.
-  void (*multiply)(const PanelSegment& segment, const RowGroups& groups, const RowSums& sums,
+  // The entries of a segment, whose offsets count floats. Sums begin with zeros if `first`, which takes a
+  // segment that lists every output once, and are finished into *last if that is given, for which the same
+  // holds; with both, `sums` is not touched.
+  void (*multiply)(const PanelSegment& segment, const RowGroups& groups, float* sums, bool first,
                    const RowOutput* last);
+  // Waiting sums of `outputs` outputs move by `shift` pixels: pixel x gets the sum of pixel x + shift of the
+  // same row, or zero where `keep` lacks its lane. 16 floats before and behind `sums` are there.
+  void (*move)(float* sums, int64_t outputs, int groups, int shift, const uint32_t* keep);
   // y[i] = activation(y[i]) for i < count.
   void (*activate)(const Epilogue& ending, float* y, int64_t count);
 };

@@ -17,7 +17,7 @@ namespace {
 
 }  // namespace
 
-const RowsIsa rows_neon = {&MultiplyRowGroups<V>, &ActivateBy<V>};
+const RowsIsa rows_neon = {&MultiplyRowGroups<V>, &MoveRowSums<V>, &ActivateBy<V>};
 
 }  // namespace csr
 }  // namespace sparsify

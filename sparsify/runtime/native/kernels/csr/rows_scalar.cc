@@ -28,12 +28,7 @@ void End(const float* sums, int groups, int64_t row, const RowOutput& out) {
   }
 }
 
-float Begin(const RowSums& from, int64_t row, int column) {
-  if (from.zero || (from.keep[column / kGroup] >> column % kGroup & 1) == 0) return 0.0f;
-  return from.sums[row * kRowSums + column + from.shift];
-}
-
-void Multiply(const PanelSegment& segment, const RowGroups& groups, const RowSums& from,
+void Multiply(const PanelSegment& segment, const RowGroups& groups, float* sums, bool first,
               const RowOutput* last) {
   const float* value = segment.values;
   const uint16_t* offset = segment.offsets;
@@ -44,8 +39,8 @@ void Multiply(const PanelSegment& segment, const RowGroups& groups, const RowSum
     for (uint32_t i = 0; i < segment.classes[c].rows; ++i, ++row, offset += count) {
       for (int r = 0; r < segment.block_rows; ++r) {
         float sum[kPanelColumns];
-        float* waiting = from.sums + (static_cast<int64_t>(*row) + r) * kRowSums;
-        for (int j = 0; j < width; ++j) sum[j] = Begin(from, *row + r, j);
+        float* waiting = sums + (static_cast<int64_t>(*row) + r) * kRowSums;
+        for (int j = 0; j < width; ++j) sum[j] = first ? 0.0f : waiting[j];
         for (uint32_t n = 0; n < count; ++n) {
           const float w = value[static_cast<int64_t>(n) * segment.block_rows + r];
           for (int j = 0; j < width; ++j) sum[j] += w * groups.x[j / kGroup][offset[n] + j % kGroup];
@@ -58,6 +53,16 @@ void Multiply(const PanelSegment& segment, const RowGroups& groups, const RowSum
       }
       value += static_cast<int64_t>(count) * segment.block_rows;
     }
+  }
+}
+
+void Move(float* sums, int64_t outputs, int groups, int shift, const uint32_t* keep) {
+  for (int64_t row = 0; row < outputs; ++row, sums += kRowSums) {
+    float moved[kPanelColumns];
+    for (int i = 0; i < groups * kGroup; ++i) {
+      moved[i] = (keep[i / kGroup] >> i % kGroup & 1) != 0 ? sums[i + shift] : 0.0f;
+    }
+    for (int i = 0; i < groups * kGroup; ++i) sums[i] = moved[i];
   }
 }
 
@@ -76,7 +81,7 @@ void Activate(const Epilogue& ending, float* y, int64_t count) {
 
 }  // namespace
 
-const RowsIsa rows_scalar = {&Multiply, &Activate};
+const RowsIsa rows_scalar = {&Multiply, &Move, &Activate};
 
 }  // namespace csr
 }  // namespace sparsify

@@ -11,9 +11,10 @@ constexpr double kFilled = 0.8;
 constexpr int64_t kBandRows = 4;
 constexpr int64_t kMostRows = 1 << 12;
 
-// Cycles, measured with AVX-512: of a vector that is packed or stored on its way through a panel, and of a
-// product, whose input lies in lines of its own in a panel, but across two of them in a row.
-constexpr double kPackedVector = 8.0;
+// Cycles, measured with AVX-512: of a vector that is packed into a panel or leaves it, and of a product,
+// whose input is a cache line in a panel, but lies across two in a row.
+constexpr double kPackedVector = 7.0;
+constexpr double kStoredVector = 16.0;
 constexpr double kPanelProduct = 0.94;
 constexpr double kRowProduct = 1.15;
 constexpr double kLanes = 16.0;
@@ -38,9 +39,11 @@ std::shared_ptr<const RowConv> RowsOf(const ConvKernel& kernel, const Size& inpu
 double GainOfRows(const ConvAttributes& attributes, const RowConv& conv, const Size& size) {
   const ConvAttributes& a = attributes;
   const double columns = static_cast<double>(size.pixels()) / kLanes;
-  const double packed = static_cast<double>(a.in_channels * a.kernel[0] * a.kernel[1] + a.out_channels);
+  const double packed = static_cast<double>(a.in_channels * a.kernel[0] * a.kernel[1]);
+  const double stored = static_cast<double>(a.out_channels);
   const double products = static_cast<double>(conv.weight_bytes()) / kEntryBytes;
-  return columns * (packed * kPackedVector - products * (kRowProduct / Filled(size) - kPanelProduct));
+  return columns * (packed * kPackedVector + stored * kStoredVector -
+                    products * (kRowProduct / Filled(size) - kPanelProduct));
 }
 
 }  // namespace chain

@@ -148,10 +148,12 @@ class CsrFeedForward final : public FeedForwardKernel {
                      std::min(plans.first.depth(), a_.columns - input),
                      memory + t * plans.first.tile_floats(), groups);
     }
-    std::memset(sums, 0, static_cast<size_t>(plans.sums) * sizeof(float));
+    if (!plans.second.BeginsSums()) std::memset(sums, 0, static_cast<size_t>(plans.sums) * sizeof(float));
     for (int part = 0; part < plans.first.parts(); ++part) {
       const int64_t first = plans.first.first_row(part);
-      std::memset(hidden, 0, static_cast<size_t>(plans.hidden) * sizeof(float));
+      if (!plans.first.BeginsSums()) {
+        std::memset(hidden, 0, static_cast<size_t>(plans.hidden) * sizeof(float));
+      }
       for (int64_t t = 0; t < plans.first.tiles(); ++t) {
         isa_.multiply(plans.first.Segment(t, part), memory + t * plans.first.tile_floats(), hidden, groups);
       }

@@ -42,6 +42,7 @@ struct PanelSegment {
   size_t class_count;
   int block_rows;
   bool flat;
+  bool begins = false;  // no sums wait yet, and every row is listed; blocks only
 };
 
 // Where the columns of a panel lie in an image-major source, and which taps find them inside it. Input
@@ -75,8 +76,8 @@ struct OutputRun {
 };
 
 // Sixteen output rows as lanes. For each listed block of 32 inputs a record: one word of indices (lane i:
-// 5 bits each for up to 6 slots), then for each slot the values of the lanes in its mask, packed. Single
-// non-zeros follow as gathered sixteens, absent lanes holding 0.
+// 5 bits each for up to 6 slots), then for each slot the values of the lanes in its mask, packed. Non-zeros
+// that found no slot are the rest.
 constexpr int kLanes = 16;
 constexpr int kBlock = 32;
 constexpr int kMaxSlots = 6;
@@ -92,8 +93,9 @@ struct SlotGroup {
   const uint32_t* blocks;  // first input of each record
   const SlotClass* classes;
   size_t class_count;
-  const float* rest_values;     // [rest][16]
-  const uint32_t* rest_inputs;  // [rest][16]
+  const float* rest_values;     // [rest]
+  const uint32_t* rest_inputs;  // [rest]
+  const uint8_t* rest_lanes;    // [rest], neighbours in different lanes where they can be
   size_t rest;
 };
 

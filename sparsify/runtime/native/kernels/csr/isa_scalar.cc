@@ -42,6 +42,9 @@ void Multiply(const PanelSegment& segment, const float* tile, float* panel, int 
   for (size_t c = 0; c < segment.class_count; ++c) {
     for (uint32_t i = 0; i < segment.classes[c].rows; ++i, ++row) {
       float* sums = panel + static_cast<int64_t>(*row) * spacing;
+      if (segment.begins) {
+        for (int64_t j = 0; j < block_rows * spacing; ++j) sums[j] = 0.0f;
+      }
       for (uint32_t n = 0; n < segment.classes[c].count; ++n, ++offset) {
         const float* x = tile + (segment.flat ? *offset : *offset / 64 * spacing);
         for (int64_t r = 0; r < block_rows; ++r, ++value) {

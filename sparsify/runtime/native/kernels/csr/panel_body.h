@@ -2,9 +2,10 @@
 // namespace of an instruction set's source; V wraps its registers.
 //
 // A row of the weight against a tile of X: the sums of one row stay in registers, each non-zero costs one
-// broadcast and one load and FMA per register. Loads are the ceiling (2 a cycle), about 5 for 4 FMAs at 64
-// columns of AVX-512, so offsets are loaded four at a time (x86 is little-endian). Rows come sorted by their
-// number of non-zeros, and the code is unrolled for each number, so no branch depends on the weights.
+// offset and one load and FMA per register. Loads are the ceiling (2 a cycle), 4.5 for 4 FMAs at 64 columns
+// of AVX-512, so offsets and weights are loaded four at a time (x86 is little-endian) and weights are spread
+// by shuffles. Rows come sorted by their number of non-zeros, and the code is unrolled for each number, so no
+// branch depends on the weights.
 #ifndef SPARSIFY_KERNELS_CSR_PANEL_BODY_H_
 #define SPARSIFY_KERNELS_CSR_PANEL_BODY_H_
 
@@ -25,8 +26,12 @@ struct Shape {
 
 // Waiting sums come from the second-level cache, in an order that no prefetcher knows: they are asked for
 // one row ahead where rows are too long for the processor to see the next one by itself. The plan keeps one
-// row more than there are. Blocks of outputs gain nothing by it.
+// row more than there are.
 constexpr int kCountAhead = 16;
+
+// Blocks of outputs have so many sums that asking for all at once would keep the loads of X waiting: every
+// entry asks for one line of the next block. Fewer registers than these leave no load to spare.
+constexpr int kSumsAhead = 16;
 
 template <class V, int Registers>
 void PrefetchSums(const float* sums) {
@@ -53,12 +58,14 @@ void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel)
       for (int r = 0; r < R; ++r) sum[s][r] = V::Zero();
     }
     uint64_t quad = 0;
+    typename V::Register weights = V::Zero();
     SPARSIFY_UNROLL
     for (int n = 0; n < Count; ++n) {
       const bool in_quad = n / 4 * 4 + 4 <= Count;
       if (in_quad && n % 4 == 0) {
         memcpy(&quad, offsets + n, sizeof(quad));
         SPARSIFY_OPAQUE(quad);
+        weights = V::Quad(values + n);
       }
       const size_t offset = in_quad ? static_cast<uint16_t>(quad >> (R == 1 ? 0 : 16 * (n % 4))) : offsets[n];
       const char* address = tile + offset * (kStride / kGroup);
@@ -73,7 +80,7 @@ void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel)
       }
       SPARSIFY_OPAQUE(address);  // one address register instead of an indexed operand in every load
       const float* x = reinterpret_cast<const float*>(address);
-      const typename V::Register w = V::Set(values[n]);
+      const typename V::Register w = in_quad ? V::Lane(weights, n % 4) : V::Set(values[n]);
       SPARSIFY_UNROLL
       for (int r = 0; r < R; ++r) sum[n % S][r] = V::MulAdd(w, V::Load(x + r * V::kWidth), sum[n % S][r]);
     }
@@ -126,21 +133,35 @@ inline void AddEntry(const float* values, const char* tile, size_t offset,
   }
 }
 
+// Where line n of a block's sums lies: R rows of `Columns` floats.
+template <int R, int Columns, int64_t kStride>
+constexpr int64_t BlockLine(uint32_t n) {
+  constexpr uint32_t kRowLines = Columns <= kGroup ? 1 : Columns <= 2 * kGroup ? 2 : 4;
+  return kRowLines * kGroup == kStride ? n % (R * kRowLines) * kGroup
+                                       : n % R * kStride + n / R % kRowLines * kGroup;
+}
+
 template <class V, int G, int R, int Chunk, bool Flat>
 void MultiplyBlock(const float* values, const uint16_t* offsets, uint32_t count, int64_t stride,
-                   const char* tile, float* sums) {
+                   const char* tile, bool begins, float* sums, [[maybe_unused]] const float* next) {
   constexpr int64_t kStride = kSpacing[G];
   typename V::Register sum[R][Chunk];
   SPARSIFY_UNROLL
   for (int r = 0; r < R; ++r) {
     SPARSIFY_UNROLL
-    for (int c = 0; c < Chunk; ++c) sum[r][c] = V::Load(sums + r * kStride + c * V::kWidth);
+    for (int c = 0; c < Chunk; ++c) {
+      sum[r][c] = begins ? V::Zero() : V::Load(sums + r * kStride + c * V::kWidth);
+    }
   }
   uint32_t n = 0;
   for (; n + 2 <= count; n += 2) {
     SPARSIFY_UNROLL
     for (int step = 0; step < 2; ++step) {
       AddEntry<V, R, Chunk, Flat, kStride>(values + step * stride, tile, offsets[step], sum);
+      if (R * Chunk >= kSumsAhead) {
+        const uint32_t line = n + static_cast<uint32_t>(step);
+        SPARSIFY_PREFETCH((next + BlockLine<R, Chunk * V::kWidth, kStride>(line)));
+      }
     }
     values += 2 * stride;
     offsets += 2;
@@ -168,12 +189,14 @@ void MultiplyBlocks(const PanelSegment& segment, const float* tile, float* panel
     const uint32_t count = segment.classes[i].count;
     for (uint32_t n = 0; n < segment.classes[i].rows; ++n) {
       float* sums = panel + static_cast<int64_t>(*rows++) * kSpacing[G];
+      const float* next = panel + static_cast<int64_t>(*rows) * kSpacing[G];
       for (int r = 0; r < R; r += kRows) {
         for (int c = 0; c < kRegisters; c += kChunk) {
           const int64_t column = c * V::kWidth;
+          const int64_t at = r * kSpacing[G] + column;
           MultiplyBlock<V, G, kRows, kChunk, Flat>(values + r, offsets, count, R,
                                                    reinterpret_cast<const char*>(tile + column),
-                                                   sums + r * kSpacing[G] + column);
+                                                   segment.begins, sums + at, next + at);
         }
       }
       values += count * R;

@@ -92,10 +92,11 @@ void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t la
     const int64_t end = matrix.pointers[line + 1];
     int64_t stop = at;
     while (stop < end && matrix.Column(stop) < last_input) ++stop;
+    const uint32_t row = static_cast<uint32_t>((line - first_line) * block_rows_);
+    if (BeginsSums() && first_input == 0 && at == stop) entries.push_back({row, 0, at});
     while (at < stop) {
       const int64_t count = block_rows_ > 1 ? stop - at : std::min<int64_t>(stop - at, kMaxCount);
-      entries.push_back(
-          {static_cast<uint32_t>((line - first_line) * block_rows_), static_cast<uint32_t>(count), at});
+      entries.push_back({row, static_cast<uint32_t>(count), at});
       at += count;
     }
   }
@@ -134,7 +135,8 @@ PanelSegment PanelPlan::Segment(int64_t tile, int part) const {
           classes_.data() + begin.row_class,
           begin.class_count,
           block_rows_,
-          flat()};
+          flat(),
+          BeginsSums() && tile == 0};
 }
 
 }  // namespace csr

@@ -48,6 +48,8 @@ class PanelPlan {
   int64_t last_row(int part) const { return bounds_[static_cast<size_t>(part) + 1] * block_rows_; }
   int64_t largest_part() const;
   int most_groups() const { return flat() ? kMaxGroups : MostGroups(block_rows_); }
+  // Whether the first tile writes all sums. Where a row may be listed several times they begin with zeros.
+  bool BeginsSums() const { return block_rows_ > 1; }
   PanelSegment Segment(int64_t tile, int part) const;
 
  private:

@@ -240,7 +240,9 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
     const std::vector<int>& cuts = tasks.parts == 1 ? tasks.cuts : one;
     for (size_t cut = 1; cut < cuts.size(); ++cut) {
       const int64_t first_row = plan.first_row(cuts[cut - 1]), last_row = plan.last_row(cuts[cut] - 1);
-      std::memset(sums, 0, static_cast<size_t>(count * tasks.panel_floats) * sizeof(float));
+      if (!plan.BeginsSums()) {
+        std::memset(sums, 0, static_cast<size_t>(count * tasks.panel_floats) * sizeof(float));
+      }
       for (int64_t t = 0; t < plan.tiles(); ++t) {
         const int64_t first_input = t * plan.depth();
         for (const Strip& strip : strips) {

@@ -10,9 +10,9 @@ namespace csr {
 namespace {
 
 // In units of a slot (an expanding load, a permute, an FMA), measured: the indices of a record, and a
-// gathered non-zero.
+// non-zero of the rest.
 constexpr double kRecordCost = 1.6;
-constexpr double kRestCost = 0.7;
+constexpr double kRestCost = 0.6;
 
 struct Nonzero {
   uint32_t lane;
@@ -94,8 +94,9 @@ LaneGroup GatherLanes(const Matrix& matrix, int64_t first_row) {
         ++counts[lane];
       }
     }
-    const bool whole = input + kBlock <= matrix.columns;
-    AddBlock(static_cast<uint32_t>(input), members, whole ? BestSlots(counts) : 0, &group);
+    const int64_t first_input = std::max<int64_t>(0, std::min(input, matrix.columns - kBlock));
+    AddBlock(static_cast<uint32_t>(first_input), members, matrix.columns >= kBlock ? BestSlots(counts) : 0,
+             &group);
   }
   std::stable_sort(group.records.begin(), group.records.end(),
                    [](const Record& a, const Record& b) { return a.slots < b.slots; });
@@ -108,38 +109,29 @@ float AsFloat(uint32_t bits) {
   return value;
 }
 
-void CopyTo(const std::vector<float>& from, AlignedBuffer* to) {
-  *to = AlignedBuffer(from.size() * sizeof(float));
-  if (!from.empty()) std::memcpy(to->as<float>(), from.data(), from.size() * sizeof(float));
-}
-
 }  // namespace
 
-struct SlotPlan::Draft {
-  std::vector<float> stream, rest_values, rest_inputs;  // integers as bits
-};
-
 SlotPlan::SlotPlan(const Matrix& matrix) {
-  Draft draft;
+  std::vector<float> stream;
   totals_.push_back(0);
   for (int64_t row = 0; row < matrix.rows; row += kLanes) {
-    DraftGroup(matrix, row, &draft);
-    totals_.push_back(static_cast<int64_t>(
-        sizeof(float) * (draft.stream.size() + draft.rest_values.size() + draft.rest_inputs.size())));
+    AddGroup(matrix, row, &stream);
+    totals_.push_back(static_cast<int64_t>(sizeof(float) * (stream.size() + 2 * rest_values_.size())));
   }
-  draft.stream.resize(draft.stream.size() + kLanes);  // an expanding load may look past the last value
-  CopyTo(draft.stream, &stream_);
-  CopyTo(draft.rest_values, &rest_values_);
-  CopyTo(draft.rest_inputs, &rest_inputs_);
+  stream.resize(stream.size() + kLanes);  // an expanding load may look past the last value
+  stream_ = AlignedBuffer(stream.size() * sizeof(float));
+  std::memcpy(stream_.as<float>(), stream.data(), stream.size() * sizeof(float));
+  rest_values_.shrink_to_fit();
+  rest_inputs_.shrink_to_fit();
+  rest_lanes_.shrink_to_fit();
   masks_.shrink_to_fit();
   blocks_.shrink_to_fit();
   classes_.shrink_to_fit();
 }
 
-void SlotPlan::DraftGroup(const Matrix& matrix, int64_t first_row, Draft* draft) {
+void SlotPlan::AddGroup(const Matrix& matrix, int64_t first_row, std::vector<float>* stream) {
   const LaneGroup group = GatherLanes(matrix, first_row);
-  Begin begin = {
-      draft->stream.size(), masks_.size(), blocks_.size(), classes_.size(), 0, draft->rest_values.size(), 0};
+  Begin begin = {stream->size(), masks_.size(), blocks_.size(), classes_.size(), 0, rest_values_.size(), 0};
   for (const Record& record : group.records) {
     if (begin.class_count == 0 || classes_.back().slots != record.slots) {
       classes_.push_back({record.slots, 0});
@@ -148,21 +140,24 @@ void SlotPlan::DraftGroup(const Matrix& matrix, int64_t first_row, Draft* draft)
     ++classes_.back().blocks;
     blocks_.push_back(record.block);
     masks_.insert(masks_.end(), record.masks, record.masks + record.slots);
-    for (const uint32_t index : record.indices) draft->stream.push_back(AsFloat(index));
+    for (const uint32_t index : record.indices) stream->push_back(AsFloat(index));
     for (uint32_t slot = 0; slot < record.slots; ++slot) {
       for (int lane = 0; lane < kLanes; ++lane) {
-        if ((record.masks[slot] >> lane & 1) != 0) draft->stream.push_back(record.values[slot][lane]);
+        if ((record.masks[slot] >> lane & 1) != 0) stream->push_back(record.values[slot][lane]);
       }
     }
   }
-  for (const auto& lane : group.rest) begin.rest_count = std::max(begin.rest_count, lane.size());
-  for (size_t i = 0; i < begin.rest_count; ++i) {
+  size_t longest = 0;
+  for (const auto& lane : group.rest) longest = std::max(longest, lane.size());
+  for (size_t i = 0; i < longest; ++i) {
     for (const auto& lane : group.rest) {
-      const Nonzero nonzero = i < lane.size() ? lane[i] : Nonzero{0, 0, 0.0f};
-      draft->rest_values.push_back(nonzero.value);
-      draft->rest_inputs.push_back(AsFloat(nonzero.input));
+      if (i >= lane.size()) continue;
+      rest_values_.push_back(lane[i].value);
+      rest_inputs_.push_back(lane[i].input);
+      rest_lanes_.push_back(static_cast<uint8_t>(lane[i].lane));
     }
   }
+  begin.rest_count = rest_values_.size() - begin.rest;
   begins_.push_back(begin);
 }
 
@@ -173,8 +168,9 @@ SlotGroup SlotPlan::Group(int64_t group) const {
           blocks_.data() + begin.block,
           classes_.data() + begin.slot_class,
           begin.class_count,
-          rest_values_.as<float>() + begin.rest,
-          rest_inputs_.as<uint32_t>() + begin.rest,
+          rest_values_.data() + begin.rest,
+          rest_inputs_.data() + begin.rest,
+          rest_lanes_.data() + begin.rest,
           begin.rest_count};
 }
 

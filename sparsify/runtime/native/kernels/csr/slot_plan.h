@@ -1,8 +1,9 @@
 // How a packed weight is visited when X has few rows: sixteen output rows as lanes, inputs in blocks of 32
 // that fit two registers, so that a permute fetches the inputs of sixteen non-zeros at once.
 //
-// A block gets as many slots as pay; the non-zeros that find no slot, and those of a last incomplete block,
-// go to the group's rest, which is gathered. Records of one group are sorted by their number of slots.
+// A block gets as many slots as pay; the non-zeros that find no slot go to the group's rest. The last block
+// ends with the inputs, so it may begin inside the one before. Records of one group are sorted by their
+// number of slots.
 #ifndef SPARSIFY_KERNELS_CSR_SLOT_PLAN_H_
 #define SPARSIFY_KERNELS_CSR_SLOT_PLAN_H_
 
@@ -29,12 +30,12 @@ class SlotPlan {
   struct Begin {
     size_t stream, mask, block, slot_class, class_count, rest, rest_count;
   };
-  struct Draft;
-  void DraftGroup(const Matrix& matrix, int64_t first_row, Draft* draft);
+  void AddGroup(const Matrix& matrix, int64_t first_row, std::vector<float>* stream);
 
   AlignedBuffer stream_;
-  AlignedBuffer rest_values_;
-  AlignedBuffer rest_inputs_;
+  std::vector<float> rest_values_;
+  std::vector<uint32_t> rest_inputs_;
+  std::vector<uint8_t> rest_lanes_;
   std::vector<uint16_t> masks_;
   std::vector<uint32_t> blocks_;
   std::vector<SlotClass> classes_;

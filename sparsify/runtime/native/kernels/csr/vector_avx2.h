@@ -14,6 +14,14 @@ struct V {
 
   static Register Zero() { return _mm256_setzero_ps(); }
   static Register Set(float v) { return _mm256_set1_ps(v); }
+  // Four floats in each 128 bits of a register, and the i-th of them in all lanes.
+  static Register Quad(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
+  static Register Lane(Register quad, int i) {
+    return i == 0   ? _mm256_permute_ps(quad, 0x00)
+           : i == 1 ? _mm256_permute_ps(quad, 0x55)
+           : i == 2 ? _mm256_permute_ps(quad, 0xaa)
+                    : _mm256_permute_ps(quad, 0xff);
+  }
   static Register Load(const float* p) { return _mm256_load_ps(p); }
   static void Hold(Register*) {}
   static Register LoadAny(const float* p) { return _mm256_loadu_ps(p); }

@@ -11,6 +11,14 @@ struct V {
 
   static Register Zero() { return _mm512_setzero_ps(); }
   static Register Set(float v) { return _mm512_set1_ps(v); }
+  // Four floats in each 128 bits of a register, and the i-th of them in all lanes.
+  static Register Quad(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+  static Register Lane(Register quad, int i) {
+    return i == 0   ? _mm512_permute_ps(quad, 0x00)
+           : i == 1 ? _mm512_permute_ps(quad, 0x55)
+           : i == 2 ? _mm512_permute_ps(quad, 0xaa)
+                    : _mm512_permute_ps(quad, 0xff);
+  }
   static Register Load(const float* p) { return _mm512_load_ps(p); }
 #if defined(__GNUC__)
   static void Hold(Register* v) { __asm__("" : "+v"(*v)); }

@@ -13,6 +13,14 @@ struct V {
 
   static Register Zero() { return vdupq_n_f32(0.0f); }
   static Register Set(float v) { return vdupq_n_f32(v); }
+  // Four floats in each 128 bits of a register, and the i-th of them in all lanes.
+  static Register Quad(const float* p) { return vld1q_f32(p); }
+  static Register Lane(Register quad, int i) {
+    return i == 0   ? vdupq_laneq_f32(quad, 0)
+           : i == 1 ? vdupq_laneq_f32(quad, 1)
+           : i == 2 ? vdupq_laneq_f32(quad, 2)
+                    : vdupq_laneq_f32(quad, 3);
+  }
   static Register Load(const float* p) { return vld1q_f32(p); }
   static void Hold(Register*) {}
   static Register LoadAny(const float* p) { return vld1q_f32(p); }

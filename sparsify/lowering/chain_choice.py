@@ -3,8 +3,8 @@
 Node by node, a convolution goes through the whole batch on all threads, and large batches come from memory at
 every node. In a chain each thread takes images of its own, and what lies between two convolutions of an image
 stays in a cache. So inside chains a convolution costs what it costs on one image and one thread, and more of
-them are faster sparse. With fewer than two images a thread a chain is no better than its nodes, and none is
-made.
+them are faster sparse. Where maps are kept as rows (`row_cost`), even a single image gains. Otherwise, with
+fewer than two images a thread a chain is no better than its nodes, and none is made.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import onnx
 
 from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.chains import find_regions, with_joined
-from sparsify.lowering.cost import Decision, Machine, columns, times
+from sparsify.lowering.cost import Decision, Machine, Times, columns, times
 from sparsify.lowering.decisions import Match, Request, choose, estimate_all, shapes_asked
 from sparsify.lowering.graph import Graph
+from sparsify.lowering.kernel_costs import EVENNESS
 from sparsify.lowering.neighbours import beside_dense
 from sparsify.lowering.rewrite import Packer, rewrite
+from sparsify.lowering.row_cost import time_on_rows
 from sparsify.lowering.tune import NOT_SLOWER, WORTHWHILE, compare_models
 from sparsify.lowering.workload import workloads
 from sparsify.runtime import layouts
@@ -31,10 +33,16 @@ FREE_BATCHES = (1, 16, 128)
 """Batches that a file may see which leaves its batch open."""
 
 IMAGES = 2
-"""Images for each thread from which a chain pays."""
+"""Images for each thread from which a chain pays without rows."""
+
+BAND_ROWS = 4
+"""Rows of a map for each thread from which threads share an image on rows."""
 
 GAP = 1.3
 """Sparse time over dense time up to which a convolution may become sparse to close a gap between others."""
+
+WORTHWHILE_ON_ROWS = 1.1
+"""Estimated speedup from which a convolution becomes sparse inside a chain."""
 
 NEARLY_FULL = 0.995
 """Density from which a weight has nothing to skip."""
@@ -81,9 +89,9 @@ def choose_chains(
         return replace(plain, chained=bool(request.chains))
     machine = Machine.here(request.threads)
     batches = _batches(graph, request, convolutions)
-    if request.chains is None and not any(_pays(batch, machine) for batch in batches):
-        return plain
     estimate = _Estimate(graph, matches, convolutions, machine, batches, image_shapes(graph, request))
+    if request.chains is None and not estimate.may_pay():
+        return plain
     chained = Choice(estimate.for_chains(decisions), True)
     options = [replace(plain, chained=True), chained]
     if request.chains is None:
@@ -147,11 +155,17 @@ class _Estimate:
         self._shapes = shapes
         self._stored: dict[tuple[int, str], int] = {}
 
+    def may_pay(self) -> bool:
+        """Whether chains may be faster at some batch."""
+        return any(_pays(batch, self._machine) for batch in self._batches) or any(
+            self._on_rows(match, "csr") < math.inf for match in self._convolutions
+        )
+
     def for_chains(self, decisions: Decisions) -> Decisions:
         """Decisions for one image on one thread where that is how convolutions run, gaps closed."""
         found = estimate_all(self._graph, self._convolutions, self._shapes, self._alone)
         found = decisions | {
-            match.index: replace(found[match.index], reason=f"{found[match.index].reason}, image by image")
+            match.index: self._image_by_image(match, found[match.index])
             for match in self._convolutions
             if match.density <= NEARLY_FULL
         }
@@ -175,34 +189,73 @@ class _Estimate:
     def total(self, choice: Choice, batch: int) -> float:
         """ns of all convolutions on a batch."""
         sparse = {index for index, decision in choice.decisions.items() if decision.layout is not None}
-        alone = choice.chained and _pays(batch, self._machine)
         sum_ns = 0.0
         for match in self._convolutions:
             layout = choice.decisions[match.index].layout
-            images = 1 if alone and layout is not None else batch
-            machine = self._alone if images < batch else self._machine
-            sides = (False, False)
-            if layout is not None:
-                sides = beside_dense(self._graph, match.x, match.output, sparse)
-            dense_ns, sparse_ns = self._times(match, layout or "csr", images, machine, sides)
-            time = dense_ns if layout is None else sparse_ns
-            sum_ns += time * batch / self._machine.threads if images < batch else time
+            if layout is None:
+                sum_ns += self._times(match, "csr", batch, self._machine, (False, False)).dense
+                continue
+            sides = beside_dense(self._graph, match.x, match.output, sparse)
+            chain = self._in_chain if choice.chained else self._by_itself
+            sum_ns += chain(match, layout, batch, sides)
         return sum_ns
+
+    def _by_itself(self, match: Candidate, layout: str, batch: int, sides: tuple[bool, bool]) -> float:
+        return self._times(match, layout, batch, self._machine, sides).sparse
+
+    def _in_chain(self, match: Candidate, layout: str, batch: int, sides: tuple[bool, bool]) -> float:
+        """ns of a step of a chain: each thread has images of its own, or all share those there are."""
+        machine, rows = self._machine, self._on_rows(match, layout)
+        if _pays(batch, machine):
+            image = self._times(match, layout, 1, self._alone, sides)
+            return min(image.sparse, rows) * batch / machine.threads
+        height, _ = self._sides(match.output)
+        shared = height >= BAND_ROWS * machine.threads or machine.threads == 1
+        at_once = rows * batch / (machine.threads if machine.threads == 1 else EVENNESS * machine.threads)
+        plain = self._by_itself(match, layout, batch, sides)
+        return min(plain, at_once) if shared else plain
+
+    def _image_by_image(self, match: Candidate, decision: Decision) -> Decision:
+        """What an estimate on one image becomes where the step may run on rows."""
+        dense_ns = self._times(match, "csr", 1, self._alone, (False, False)).dense
+        gain = dense_ns / self._on_rows(match, "csr")
+        if decision.layout is not None or gain < WORTHWHILE_ON_ROWS:
+            return replace(decision, reason=f"{decision.reason}, image by image")
+        return Decision("csr", f"estimated {gain:.1f}× as fast as dense on rows of its maps, image by image")
+
+    def _on_rows(self, match: Candidate, layout: str) -> float:
+        """ns for one image on one thread; infinity where it cannot run so."""
+        _, before = self._sides(match.x)
+        height, after = self._sides(match.output)
+        if not (before and height and after):
+            return math.inf
+        stored = self._stored_entries(match, layout)
+        return time_on_rows(match, (before, after), height, self._machine, layout=layout, stored=stored)
+
+    def _sides(self, value: str) -> tuple[int, int]:
+        """Height and width of a map; zeros where they are not known."""
+        shape = self._shapes[0].get(value, ())
+        return (shape[2], shape[3]) if len(shape) == 4 else (0, 0)
 
     def _times(
         self, match: Candidate, layout: str, images: int, machine: Machine, sides: tuple[bool, bool]
-    ) -> tuple[float, float]:
+    ) -> Times:
+        stored = self._stored_entries(match, layout)
+        size = max(columns(match, self._graph, self._shapes))
+        return times(match, images * size, machine, layout=layout, stored=stored, converted=sides)
+
+    def _stored_entries(self, match: Candidate, layout: str) -> int:
         key = (match.index, layout)
         if key not in self._stored:
             self._stored[key] = layouts.stored(match.weight, layout)
-        size = max(columns(match, self._graph, self._shapes))
-        return times(match, images * size, machine, layout=layout, stored=self._stored[key], converted=sides)
+        return self._stored[key]
 
     def _closed(self, match: Candidate, decisions: Decisions) -> Decision | None:
         """The decision that makes a dense convolution sparse where the sum of all times falls by that."""
         if decisions[match.index].layout is not None or match.density > NEARLY_FULL:
             return None
         dense_ns, sparse_ns = self._times(match, "csr", 1, self._alone, (False, False))
+        sparse_ns = min(sparse_ns, self._on_rows(match, "csr"))
         if sparse_ns > GAP * dense_ns or not self._between(match, decisions):
             return None
         closed = Decision("csr", "")

@@ -9,6 +9,8 @@ Runtime 1.31 in the same process and in alternating blocks.
   and 8×8, batch 1, 8 and 64, densities 0.1, 0.25, 0.5: 92 times, met within a quarter (root mean square of
   the logarithm). Of these 92 comparisons a threshold of 1.1 makes 49 sparse, the slowest of them 1.14× as
   fast as dense. The kernels have become faster since, so the numbers err on the side of dense.
+- avx512 and avx2, convolutions on rows: the 18 shapes of ResNet-50's first three stages at densities 0.1 and
+  0.2, every layout: 36 times each, met within a sixth.
 - avx512, linear layers and blocks: 3072→768 at density 0.1 and 512→512 at 0.25, 1, 4, 16 and 128 rows, and
   four 3×3 convolutions, every layout; met within a third, nearly always on the side of dense.
 - avx2: the same shapes with the AVX2 kernels forced. ONNX Runtime cannot be made to leave AVX-512 out, so the
@@ -68,6 +70,19 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class RowKernel:
+    """What a convolution on maps kept as rows costs on one thread (see docs/design/conv-chains.md).
+
+    Attributes:
+        output: ns for each output and sixteen pixels.
+        entry: ns for each stored entry, or block of them, and sixteen pixels, by layout.
+    """
+
+    output: float
+    entry: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class InstructionSet:
     """Costs on CPUs of one instruction set.
 
@@ -75,11 +90,13 @@ class InstructionSet:
         dense: FLOP/ns of ONNX Runtime's matrix products and convolutions.
         linear: Kernel of each layout for linear layers.
         conv: Kernel of each layout for convolutions.
+        rows: Convolutions on rows inside chains; None where they were not measured.
     """
 
     dense: float
     linear: Mapping[str, Kernel]
     conv: Mapping[str, Kernel]
+    rows: RowKernel | None = None
 
 
 def _kernels(
@@ -113,6 +130,9 @@ COSTS: Mapping[str, InstructionSet] = {
                 "blocks-16": (88.0, 6.0),
             },
         ),
+        rows=RowKernel(
+            3.5, {"csr": 0.45, "blocks-2": 0.73, "blocks-4": 1.2, "blocks-8": 2.3, "blocks-16": 4.6}
+        ),
     ),
     "avx2": InstructionSet(
         dense=85.0,
@@ -139,6 +159,9 @@ COSTS: Mapping[str, InstructionSet] = {
                 "blocks-16": (44.0, 0.0),
             },
             group=16,
+        ),
+        rows=RowKernel(
+            5.0, {"csr": 0.69, "blocks-2": 1.3, "blocks-4": 2.6, "blocks-8": 4.9, "blocks-16": 9.5}
         ),
     ),
     "neon": InstructionSet(

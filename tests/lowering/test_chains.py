@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -170,10 +172,10 @@ def test_all_blocks_of_a_tiny_resnet_become_one_chain(tmp_path, kind):
             assert np.abs(got[name] - value).max() <= 1e-4 * max(1.0, np.abs(value).max())
 
 
-def deep(batch):
+def deep(batch, size=14):
     """Convolutions large enough to be sparse by estimate."""
     rows = [("a", "x"), ("b", "a"), ("c", "b"), ("y", "c")]
-    return network(rows, channels=128, size=14, batch=batch, density=0.05)
+    return network(rows, channels=128, size=size, batch=batch, density=0.05)
 
 
 @pytest.mark.parametrize(
@@ -194,11 +196,36 @@ def deep(batch):
         ("n", {"layout": "dense", "chains": True}, False),
     ],
 )
-def test_chains_are_made_for_batches_of_two_images_a_thread(tmp_path, monkeypatch, batch, options, chained):
+def test_without_rows_chains_are_made_for_two_images_a_thread(tmp_path, monkeypatch, batch, options, chained):
     monkeypatch.setattr(chain_choice.Machine, "here", avx512)
+    monkeypatch.setattr(chain_choice, "time_on_rows", lambda *args, **options: math.inf)
     report, result = lowered(deep(batch), tmp_path, **options)
     assert (OPERATOR in operators(result)) == chained
     assert all((layer.chain is not None) == chained for layer in report.layers)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size", "threads", "chained"),
+    [("avx512", 14, 1, True), ("avx512", 14, 2, True), ("avx2", 28, 2, True), ("avx512", 12, 2, False)],
+)
+def test_rows_make_chains_pay_for_one_image(tmp_path, monkeypatch, kernel, size, threads, chained):
+    monkeypatch.setattr(chain_choice.Machine, "here", lambda *rest: chain_choice.Machine(kernel, threads))
+    report, result = lowered(deep(1, size), tmp_path, threads=threads)
+    assert (OPERATOR in operators(result)) == chained
+    assert all((layer.chain is not None) == chained for layer in report.layers)
+    x = np.random.default_rng(1).standard_normal((1, 128, size, size), np.float32)
+    expected, found = (Session(tmp_path / name).run({"x": x})["y"] for name in ("source.onnx", "out.onnx"))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_weights_that_stay_dense_by_themselves_become_sparse_on_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(chain_choice.Machine, "here", avx512)
+    rows = [("a", "x"), ("b", "a"), ("c", "b"), ("y", "c")]
+    built = network(rows, channels=64, size=56, batch=1, density=0.2)
+    plain, _ = lowered(built, tmp_path, chains=False)
+    report, _ = lowered(built, tmp_path)
+    assert report.nodes.sparse > plain.nodes.sparse
+    assert any("on rows of its maps" in layer.reason for layer in report.layers)
 
 
 def avx512(threads=None, *rest):
@@ -219,6 +246,7 @@ def test_maps_that_leave_the_caches_are_decided_image_by_image(tmp_path, monkeyp
 
 def test_a_gap_is_closed_where_the_sum_falls(tmp_path, monkeypatch):
     monkeypatch.setattr(chain_choice.Machine, "here", avx512)
+    monkeypatch.setattr(chain_choice, "time_on_rows", lambda *args, **options: math.inf)
     estimate_all = chain_choice.estimate_all
 
     def with_a_gap(graph, candidates, *rest):

@@ -154,6 +154,7 @@ class _Estimate:
         self._batches = batches
         self._shapes = shapes
         self._stored: dict[tuple[int, str], int] = {}
+        self._planes = self._outer_maps()
 
     def may_pay(self) -> bool:
         """Whether chains may be faster at some batch."""
@@ -229,8 +230,31 @@ class _Estimate:
         height, after = self._sides(match.output)
         if not (before and height and after):
             return math.inf
-        stored = self._stored_entries(match, layout)
-        return time_on_rows(match, (before, after), height, self._machine, layout=layout, stored=stored)
+        return time_on_rows(
+            match,
+            (before, after),
+            height,
+            self._machine,
+            layout=layout,
+            stored=self._stored_entries(match, layout),
+            planes=self._planes[match.index],
+        )
+
+    def _outer_maps(self) -> dict[int, tuple[bool, bool]]:
+        """Whether each convolution's input and output lie outside chains, if all that can be are sparse."""
+        able = {match.index for match in self._convolutions if match.density <= NEARLY_FULL}
+        sparse = {
+            match.index: Decision("csr" if match.index in able else None, "")
+            for match in self._matches
+            if isinstance(match, Candidate)
+        }
+        chosen = [candidate for candidate, _ in choose(self._graph, self._matches, sparse).values()]
+        given = {candidate.output for candidate in chosen}
+        read = {name for candidate in chosen for name in (candidate.x, candidate.residual)}
+        found = {match.index: (True, True) for match in self._convolutions}
+        return found | {
+            candidate.index: (candidate.x not in given, candidate.output not in read) for candidate in chosen
+        }
 
     def _sides(self, value: str) -> tuple[int, int]:
         """Height and width of a map; zeros where they are not known."""

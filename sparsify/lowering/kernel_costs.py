@@ -76,10 +76,12 @@ class RowKernel:
     Attributes:
         output: ns for each output and sixteen pixels.
         entry: ns for each stored entry, or block of them, and sixteen pixels, by layout.
+        edge: ns for each channel and sixteen pixels of a map that enters the chain or leaves it.
     """
 
     output: float
     entry: Mapping[str, float]
+    edge: float = 12.0
 
 
 @dataclass(frozen=True)

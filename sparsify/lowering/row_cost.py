@@ -2,7 +2,7 @@
 
 Sixteen pixels of a row of output cost `output` for each output channel and `entry` for each stored entry or
 block, with the numbers of `kernel_costs`. Nothing is packed, so there is nothing else; what a row lacks to a
-multiple of sixteen pixels is computed in vain.
+multiple of sixteen pixels is computed in vain. Maps that enter or leave a chain are copied.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def time_on_rows(
     *,
     layout: str = "csr",
     stored: int | None = None,
+    planes: tuple[bool, bool] = (False, False),
 ) -> float:
     """Estimated ns, on one thread, of a convolution inside a chain whose maps are kept as rows.
 
@@ -36,6 +37,7 @@ def time_on_rows(
         machine: Instruction set.
         layout: A packed layout.
         stored: Entries that the layout stores; those of the weight if not given.
+        planes: Whether its input comes from outside the chain, and its output goes there.
 
     Returns:
         Infinity where rows do not suit it, or were not measured with these instructions.
@@ -50,7 +52,10 @@ def time_on_rows(
     entries = layouts.stored(candidate.weight, layout) if stored is None else stored
     blocks = entries / layouts.block_rows(layout)
     groups = rows * -(-after // _GROUP)
-    return float(groups * (kernel.output * len(candidate.weight) + kernel.entry[layout] * blocks))
+    outputs, inputs = candidate.weight.shape[:2]
+    pixels = math.prod(geometry.strides)  # of input for one of output
+    edges = kernel.edge * (inputs * pixels * planes[0] + outputs * planes[1])
+    return float(groups * (kernel.output * outputs + kernel.entry[layout] * blocks + edges))
 
 
 def _row_spacing(width: int) -> int:

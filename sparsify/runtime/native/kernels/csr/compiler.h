@@ -10,6 +10,16 @@
 #define SPARSIFY_UNROLL
 #endif
 
+// For functions that compilers find too large: a call would clear the upper halves of registers again and
+// again.
+#if defined(__GNUC__)
+#define SPARSIFY_INLINE inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define SPARSIFY_INLINE __forceinline
+#else
+#define SPARSIFY_INLINE inline
+#endif
+
 // Hides where a value came from, so that the compiler keeps it in one register.
 #if defined(__GNUC__)
 #define SPARSIFY_OPAQUE(value) __asm__("" : "+r"(value))

@@ -29,6 +29,20 @@ struct Shape {
 // row more than there are.
 constexpr int kCountAhead = 16;
 
+<<<<<<< HEAD
+// In a block of outputs every entry asks for one line of the next block's sums. Fewer registers than these
+// leave no load to spare.
+constexpr int kSumsAhead = 16;
+
+// Asks for the lines of a row's sums, one by one over its `Count` entries, of which this is the n-th: all at
+// once would keep the loads of X waiting.
+template <class V, int Registers, int Count>
+void PrefetchSums(const float* sums, int n) {
+  constexpr int kLines = (Registers * V::kWidth + kGroup - 1) / kGroup;
+  if (Count < kCountAhead || n % (Count / kLines) != 0) return;
+  const int line = n / (Count / kLines);
+  if (line < kLines) SPARSIFY_PREFETCH(sums + line * kGroup);
+=======
 // Blocks of outputs have so many sums that asking for all at once would keep the loads of X waiting: every
 // entry asks for one line of the next block. Fewer registers than these leave no load to spare.
 constexpr int kSumsAhead = 16;
@@ -37,6 +51,7 @@ template <class V, int Registers>
 void PrefetchSums(const float* sums) {
   SPARSIFY_UNROLL
   for (int i = 0; i < Registers * V::kWidth; i += kGroup) SPARSIFY_PREFETCH(sums + i);
+>>>>>>> origin/main
 }
 
 template <class V, int G, int Count>
@@ -48,7 +63,7 @@ void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel)
   const uint16_t* offsets = cursor->offsets;
   for (uint32_t i = 0; i < rows; ++i) {
     float* sums = panel + static_cast<int64_t>(cursor->rows[i]) * kStride;
-    if (Count >= kCountAhead) PrefetchSums<V, R>(panel + static_cast<int64_t>(cursor->rows[i + 1]) * kStride);
+    const float* next = panel + static_cast<int64_t>(cursor->rows[i + 1]) * kStride;
     typename V::Register sum[S][R];
     SPARSIFY_UNROLL
     for (int r = 0; r < R; ++r) sum[0][r] = V::Load(sums + r * V::kWidth);
@@ -61,6 +76,7 @@ void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel)
     typename V::Register weights = V::Zero();
     SPARSIFY_UNROLL
     for (int n = 0; n < Count; ++n) {
+      PrefetchSums<V, R, Count>(next, n);
       const bool in_quad = n / 4 * 4 + 4 <= Count;
       if (in_quad && n % 4 == 0) {
         memcpy(&quad, offsets + n, sizeof(quad));
@@ -142,8 +158,14 @@ constexpr int64_t BlockLine(uint32_t n) {
 }
 
 template <class V, int G, int R, int Chunk, bool Flat>
+<<<<<<< HEAD
+SPARSIFY_INLINE void MultiplyBlock(const float* values, const uint16_t* offsets, uint32_t count,
+                                   int64_t stride, const char* tile, bool begins, float* sums,
+                                   [[maybe_unused]] const float* next) {
+=======
 void MultiplyBlock(const float* values, const uint16_t* offsets, uint32_t count, int64_t stride,
                    const char* tile, bool begins, float* sums, [[maybe_unused]] const float* next) {
+>>>>>>> origin/main
   constexpr int64_t kStride = kSpacing[G];
   typename V::Register sum[R][Chunk];
   SPARSIFY_UNROLL

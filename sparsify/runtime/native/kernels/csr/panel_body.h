@@ -29,7 +29,6 @@ struct Shape {
 // row more than there are.
 constexpr int kCountAhead = 16;
 
-<<<<<<< HEAD
 // In a block of outputs every entry asks for one line of the next block's sums. Fewer registers than these
 // leave no load to spare.
 constexpr int kSumsAhead = 16;
@@ -42,16 +41,6 @@ void PrefetchSums(const float* sums, int n) {
   if (Count < kCountAhead || n % (Count / kLines) != 0) return;
   const int line = n / (Count / kLines);
   if (line < kLines) SPARSIFY_PREFETCH(sums + line * kGroup);
-=======
-// Blocks of outputs have so many sums that asking for all at once would keep the loads of X waiting: every
-// entry asks for one line of the next block. Fewer registers than these leave no load to spare.
-constexpr int kSumsAhead = 16;
-
-template <class V, int Registers>
-void PrefetchSums(const float* sums) {
-  SPARSIFY_UNROLL
-  for (int i = 0; i < Registers * V::kWidth; i += kGroup) SPARSIFY_PREFETCH(sums + i);
->>>>>>> origin/main
 }
 
 template <class V, int G, int Count>
@@ -158,14 +147,9 @@ constexpr int64_t BlockLine(uint32_t n) {
 }
 
 template <class V, int G, int R, int Chunk, bool Flat>
-<<<<<<< HEAD
 SPARSIFY_INLINE void MultiplyBlock(const float* values, const uint16_t* offsets, uint32_t count,
                                    int64_t stride, const char* tile, bool begins, float* sums,
                                    [[maybe_unused]] const float* next) {
-=======
-void MultiplyBlock(const float* values, const uint16_t* offsets, uint32_t count, int64_t stride,
-                   const char* tile, bool begins, float* sums, [[maybe_unused]] const float* next) {
->>>>>>> origin/main
   constexpr int64_t kStride = kSpacing[G];
   typename V::Register sum[R][Chunk];
   SPARSIFY_UNROLL

@@ -21,9 +21,6 @@ namespace {
 constexpr int64_t kSplit = 2;  // the one horizontal stride beside 1
 constexpr int64_t kMostGroups = kMaxGroups;
 constexpr double kFrameCount = 12.0;  // see PrefersFrames
-// Non-zeros of an output beyond which gathered panels of pixels are faster: products outweigh packing by
-// then, and panels waste no columns at the ends of rows.
-constexpr double kMostCount = 240.0;
 
 // How columns of taps find their input.
 struct Columns {
@@ -226,17 +223,13 @@ class CsrRows final : public RowConv {
   std::vector<float> zeros_;  // what taps above and below a map read
 };
 
-// Non-zeros of an output, or block of outputs.
-double Count(const Matrix& matrix) {
-  return static_cast<double>(matrix.blocks) / static_cast<double>(matrix.lines());
-}
-
 // Whether passes are made for each shift of pixels: they must bring enough non-zeros to an output. Blocks of
 // four outputs and more are bound by their multiplications, however their input lies. Rows wider than a panel
 // are cut, and sums cannot move from one cut to the next.
 bool PrefersFrames(const ConvAttributes& a, const Matrix& matrix, int64_t out_width) {
   if (a.kernel[1] == 1 || out_width >= kMostGroups * kGroup || matrix.block_rows > 2) return false;
-  const double of_tap = Count(matrix) / static_cast<double>(a.kernel[0] * a.kernel[1]);
+  const double of_tap =
+      static_cast<double>(matrix.blocks) / static_cast<double>(matrix.lines() * a.kernel[0] * a.kernel[1]);
   const double of_pass = std::min(of_tap, of_tap * 128.0 / static_cast<double>(a.in_channels));
   return of_pass >= kFrameCount;
 }
@@ -250,7 +243,6 @@ std::shared_ptr<const RowConv> MakeRows(const Isa& isa, const ConvAttributes& at
       OutputExtent(width, a.pads[1] + a.pads[3], a.kernel[1], a.dilations[1], a.strides[1]);
   if (width < 1 || out_width < 1) return nullptr;
   if (out_width != (width + a.strides[1] - 1) / a.strides[1]) return nullptr;
-  if (Count(matrix) > kMostCount) return nullptr;
   Columns columns;
   if (!FindColumns(a, width, out_width, PrefersFrames(a, matrix, out_width), &columns)) return nullptr;
   const RowTaps taps = {a.kernel[0],    a.kernel[1],     columns.channel_spacing,

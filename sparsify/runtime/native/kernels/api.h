@@ -88,7 +88,8 @@ class ConvKernel {
   // for sizes that OutputSize accepts.
   virtual void Run(const float* x, int64_t batch, int64_t height, int64_t width, const Epilogue& epilogue,
                    float* y, const ParallelFor& parallel, void* scratch) const = 0;
-  // The same convolution on maps in rows of this width (see rows.h); null where they do not suit it.
+  // The same convolution on maps in rows of this width (see rows.h); null where they do not suit it. It holds
+  // a form of the weight of its own and lives as long as somebody keeps it.
   virtual std::shared_ptr<const RowConv> Rows(int64_t width) const {
     static_cast<void>(width);
     return nullptr;

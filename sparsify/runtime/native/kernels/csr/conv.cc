@@ -189,18 +189,15 @@ class CsrConv final : public ConvKernel {
 
   std::shared_ptr<const RowConv> Rows(int64_t width) const override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& kept : rows_) {
-      if (kept.first == width) return kept.second;
-    }
-    if (rows_.size() >= kKeptWidths) rows_.erase(rows_.begin());
-    rows_.emplace_back(width, MakeRows(isa_, attributes_, matrix_, width));
-    if (rows_.back().second != nullptr) pages_.Derived();
-    return rows_.back().second;
+    if (const auto kept = rows_width_ == width ? rows_.lock() : nullptr) return kept;
+    const std::shared_ptr<const RowConv> made = MakeRows(isa_, attributes_, matrix_, width);
+    if (made != nullptr) pages_.Derived();
+    rows_width_ = width;
+    rows_ = made;
+    return made;
   }
 
  private:
-  static constexpr size_t kKeptWidths = 2;
-
   // Images that are copied and multiplied together: enough for whole panels on every thread, and no more, so
   // that the copy is still in the cache when it is read. X itself needs no such care.
   static int64_t Images(const Geometry& g, int64_t batch, int threads) {
@@ -280,7 +277,8 @@ class CsrConv final : public ConvKernel {
   PackedPages pages_;
   PanelPlans panel_plans_;
   mutable std::mutex mutex_;
-  mutable std::vector<std::pair<int64_t, std::shared_ptr<const RowConv>>> rows_;  // by width, oldest first
+  mutable int64_t rows_width_ = 0;
+  mutable std::weak_ptr<const RowConv> rows_;  // the latest; whoever asked for it keeps it
 };
 
 }  // namespace

@@ -202,6 +202,9 @@ void RowsOfBlocks(const PanelSegment& segment, RowState* state) {
     const uint32_t count = segment.classes[i].count;
     for (uint32_t n = 0; n < segment.classes[i].rows; ++n) {
       const int64_t row = *cursor.rows++;
+      if (state->last != nullptr) {
+        for (int r = 0; r < R; ++r) AskAhead<G>(*state->last, static_cast<int64_t>(*cursor.rows) + r);
+      }
       for (int r = 0; r < R; r += kRows) {
         for (int c = 0; c < kRegisters; c += kChunk) {
           RowsOfBlock<V, kRows, kChunk, Near>(*state, c, cursor.values + r, cursor.offsets, count, R,

@@ -21,7 +21,7 @@ from sparsify.lowering.chains import find_regions, with_joined
 from sparsify.lowering.cost import Decision, Machine, Times, columns, times
 from sparsify.lowering.decisions import Match, Request, choose, estimate_all, shapes_asked
 from sparsify.lowering.graph import Graph
-from sparsify.lowering.kernel_costs import EVENNESS
+from sparsify.lowering.kernel_costs import CHAIN_STEP, EVENNESS
 from sparsify.lowering.neighbours import beside_dense
 from sparsify.lowering.rewrite import Packer, rewrite
 from sparsify.lowering.row_cost import time_on_rows
@@ -41,7 +41,7 @@ BAND_ROWS = 4
 GAP = 1.3
 """Sparse time over dense time up to which a convolution may become sparse to close a gap between others."""
 
-WORTHWHILE_ON_ROWS = 1.1
+WORTHWHILE_ON_ROWS = 1.15
 """Estimated speedup from which a convolution becomes sparse inside a chain."""
 
 NEARLY_FULL = 0.995
@@ -208,8 +208,9 @@ class _Estimate:
         """ns of a step of a chain: each thread has images of its own, or all share those there are."""
         machine, rows = self._machine, self._on_rows(match, layout)
         if _pays(batch, machine):
-            image = self._times(match, layout, 1, self._alone, sides)
-            return min(image.sparse, rows) * batch / machine.threads
+            call = CHAIN_STEP - machine.costs.conv[layout].call
+            image = self._times(match, layout, 1, self._alone, sides).sparse + call
+            return min(image, rows) * batch / machine.threads
         height, _ = self._sides(match.output)
         shared = height >= BAND_ROWS * machine.threads or machine.threads == 1
         at_once = rows * batch / (machine.threads if machine.threads == 1 else EVENNESS * machine.threads)

@@ -42,7 +42,7 @@ from sparsify.lowering.kernel_costs import (
 from sparsify.runtime import layouts
 from sparsify.runtime.library import selected_kernel
 
-WORTHWHILE = 1.1
+WORTHWHILE = 1.15
 """Estimated speedup from which a node becomes sparse: the mean over what its columns may be. What is lost by
 caution is found again by tuning."""
 

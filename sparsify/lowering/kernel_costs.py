@@ -5,16 +5,15 @@ Only ratios of these decide, and they carry over between machines of one instruc
 Where they come from: one thread of a 2.5 GHz AVX-512 server core with two FMA units, float32, beside ONNX
 Runtime 1.31 in the same process and in alternating blocks.
 
-- avx512, csr, convolutions: 16 shapes, among them ResNet-50's 3×3 convolutions of stride 1 and maps of 4×4
-  and 8×8, batch 1, 8 and 64, densities 0.1, 0.25, 0.5: 92 times, met within a quarter (root mean square of
-  the logarithm). Of these 92 comparisons a threshold of 1.1 makes 49 sparse, the slowest of them 1.14× as
-  fast as dense. The kernels have become faster since, so the numbers err on the side of dense.
+- avx512: `python -m benchmarks.kernel_costs`, 420 comparisons of 20 layers in every layout (convolutions in
+  blocks of 8 stand between 4 and 16), densities 0.1, 0.25, 0.5: docs/results/cpu/kernel_costs.json. Met to
+  13 % (linear) and 17 % (convolutions, root mean square of the logarithm). A threshold of 1.15 makes 351
+  sparse, the slowest 1.08× as fast as dense, and leaves 42 dense that would gain a tenth or more.
 - avx512 and avx2, convolutions on rows: the 18 shapes of ResNet-50's first three stages at densities 0.1 and
   0.2, every layout: 36 times each, met within a sixth.
-- avx512, linear layers and blocks: 3072→768 at density 0.1 and 512→512 at 0.25, 1, 4, 16 and 128 rows, and
-  four 3×3 convolutions, every layout; met within a third, nearly always on the side of dense.
-- avx2: the same shapes with the AVX2 kernels forced. ONNX Runtime cannot be made to leave AVX-512 out, so the
-  dense rate is guessed, on the high side. Panels of fewer than 16 columns cost as much as 16.
+- avx2: 3072→768 at density 0.1 and 512→512 at 0.25, 1, 4, 16 and 128 rows, and convolutions, with the AVX2
+  kernels forced, of an earlier version. ONNX Runtime cannot be made to leave AVX-512 out, so the dense rate
+  is guessed, on the high side. Panels of fewer than 16 columns cost as much as 16.
 - scalar: three shapes. neon was not measured: AVX2's numbers at half the width, the ratio to dense the same.
 """
 
@@ -45,6 +44,9 @@ FAR_PACK = 3.0
 
 FORK = 3e3
 """ns that a product on several threads costs to be handed out and gathered, dense or sparse."""
+
+CHAIN_STEP = 2e3
+"""ns that a convolution inside a chain costs whatever its size, in place of a node's call."""
 
 EVENNESS = 0.85
 """Share of the threads' work that sparse kernels make use of, relative to dense ones, from two threads on."""
@@ -109,27 +111,27 @@ def _kernels(
 
 COSTS: Mapping[str, InstructionSet] = {
     "avx512": InstructionSet(
-        dense=125.0,
+        dense=134.0,
         linear=_kernels(
-            3.5e3,
-            0.40,
+            3.6e3,
+            0.275,
             {
-                "csr": (85.0, 9.0),
-                "blocks-2": (96.0, 14.0),
-                "blocks-4": (106.0, 11.0),
-                "blocks-8": (116.0, 12.0),
-                "blocks-16": (116.0, 6.0),
+                "csr": (111.0, 14.0),
+                "blocks-2": (123.0, 17.0),
+                "blocks-4": (171.0, 17.5),
+                "blocks-8": (159.0, 12.0),
+                "blocks-16": (145.0, 7.0),
             },
         ),
         conv=_kernels(
-            10e3,
-            0.30,
+            9.7e3,
+            0.21,
             {
-                "csr": (75.0, 8.0),
-                "blocks-2": (84.0, 8.0),
-                "blocks-4": (92.0, 6.0),
-                "blocks-8": (88.0, 6.0),
-                "blocks-16": (88.0, 6.0),
+                "csr": (98.0, 10.0),
+                "blocks-2": (123.0, 15.0),
+                "blocks-4": (135.0, 8.0),
+                "blocks-8": (130.0, 7.5),
+                "blocks-16": (124.0, 7.0),
             },
         ),
         rows=RowKernel(

@@ -221,7 +221,7 @@ def test_rows_make_chains_pay_for_one_image(tmp_path, monkeypatch, kernel, size,
 def test_weights_that_stay_dense_by_themselves_become_sparse_on_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(chain_choice.Machine, "here", avx512)
     rows = [("a", "x"), ("b", "a"), ("c", "b"), ("y", "c")]
-    built = network(rows, channels=64, size=56, batch=1, density=0.2)
+    built = network(rows, channels=32, size=56, batch=1, density=0.2)
     plain, _ = lowered(built, tmp_path, chains=False)
     report, _ = lowered(built, tmp_path)
     assert report.nodes.sparse > plain.nodes.sparse

@@ -99,6 +99,7 @@ def _rows(cell: Cell, plain: Path, layout: str | None, dtype: str) -> list[dict[
             batches=cell.batches[:1],
             weight_dtype=dtype,
             external_data=True,
+            chains=False,  # whose kernels keep forms of their own, one each as well
         )
         packed = dict(packed_nodes(onnx.load(lowered)))
         runs = [resident.run(lowered, batch, cell.threads) for batch in cell.batches]

@@ -213,9 +213,9 @@ def nearly_full(candidate: Candidate) -> Decision | None:
     return Decision(None, f"its weight has next to no zeros (density {candidate.density:.2f})")
 
 
-def pays(gains: Sequence[float]) -> bool:
+def pays(gains: Sequence[float], worthwhile: float = WORTHWHILE) -> bool:
     """Whether a node with these speedups, one for each size, becomes sparse."""
-    return mean_gain(gains) >= WORTHWHILE and min(gains) >= ACCEPTABLE
+    return mean_gain(gains) >= worthwhile and min(gains) >= ACCEPTABLE
 
 
 def mean_gain(gains: Sequence[float]) -> float:

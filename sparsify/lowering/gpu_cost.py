@@ -39,6 +39,9 @@ from sparsify.lowering.cost import (
 from sparsify.lowering.graph import Graph
 from sparsify.runtime import layouts
 
+WORTHWHILE = 1.1
+"""Estimated speedup from which a node becomes sparse."""
+
 BANDWIDTH = 3350.0
 """Bytes a ns from memory."""
 
@@ -95,7 +98,7 @@ def decide_gpu(candidate: Candidate, graph: Graph, shapes: Sequence[Shapes] = ()
     others = ", ".join(f"{name} {mean_gain(gains[name]):.2f}×" for name in gains if name != best)
     said = f"estimated {mean_gain(gains[best]):.2f}× as fast as dense as {best} {where}"
     said += f" ({others})" if others else ""
-    return Decision(best if pays(gains[best]) else None, said)
+    return Decision(best if pays(gains[best], WORTHWHILE) else None, said)
 
 
 def gpu_times(candidate: Candidate, size: int, *, layout: str, stored: int | None = None) -> Times:

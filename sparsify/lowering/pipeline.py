@@ -63,7 +63,7 @@ def lower(
         target: "cpu", or "cuda" for ONNX Runtime's CUDA provider: decided by `gpu_cost`, unmeasured, or with
             `tune` on this machine's GPU.
         chains: Whether sparse convolutions that feed each other become one node, which runs image by image;
-            None where that pays, which takes two images for each thread.
+            None where that pays: with maps kept as rows, or two images for each thread.
         progress: Called by `tune` with what is being done, how many of it are done, and how many there are.
 
     Returns:

@@ -106,8 +106,9 @@ def test_two_layers_in_one_node_stay_once_runs_read_them_themselves(tmp_path, we
         assert share_after(session, data, [weight, weight.T], rows) > 0.9, f"after {rows} rows"
 
 
-def test_convolutions_in_one_node_leave_memory_as_well(tmp_path):
-    channels, side = 192, 10
+@pytest.mark.parametrize("side", [10, 14])  # maps of 14 are kept as rows
+def test_convolutions_in_one_node_leave_memory_as_well(tmp_path, side):
+    channels = 192
     constants = {f"w{i}": sparse_array(channels, channels, 3, 3, seed=i) / 20 for i in range(2)}
     nodes = [node("Conv", ["x", "w0"], "h", pads=[1] * 4), node("Conv", ["h", "w1"], "y", pads=[1] * 4)]
     shape = ("n", channels, side, side)

@@ -86,7 +86,7 @@ inline int64_t TestFeedForward(const std::vector<std::string>& kernels) {
       const FeedForwardCase cases[] = {MakeFeedForward(first, second, 650, 1003, 530, &random),
                                        MakeFeedForward(first, second, 37, 83, 21, &random)};
       for (const std::string& kernel : kernels) {
-        for (const int64_t rows : {1, 6, 7, 17, 40, 64, 90, 130}) {
+        for (const int64_t rows : {1, 6, 7, 17, 40, 64, 77, 90, 130, 200}) {
           const int threads = 1 + static_cast<int>(rows % 3);
           const int32_t activation = static_cast<int32_t>(runs % kActivations);
           CheckFeedForward(kernel.c_str(), cases[runs % 5 % 2], rows, threads, activation, &random);

@@ -120,7 +120,7 @@ void TestLinear() {
   for (const auto& shape : shapes) {
     for (const double density : {0.0, 0.01, 0.1, 0.25, 0.6, 1.0}) {
       const std::vector<float> weight = SparseWeight(&random, shape[0], shape[1], density);
-      CheckLinear(weight, shape[0], shape[1], {1, 2, 5, 12, 50}, false, &random);
+      CheckLinear(weight, shape[0], shape[1], {1, 2, 5, 12, 50, 71}, false, &random);
     }
   }
   const std::vector<float> remainders = SparseWeight(&random, 37, 83, 0.2);
@@ -295,6 +295,8 @@ void TestConv() {
       {1, 5, 67, {8, 4, {3, 5}, {1, 2}, {1, 2, 1, 2}, {1, 1}}},
       {1, 5, 24, {8, 4, {3, 3}, {1, 1}, {0, 0, 2, 2}, {1, 1}}},
       {3, 14, 14, {20, 160, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}}},
+      {1, 8, 9, {20, 160, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}}},
+      {1, 8, 9, {40, 80, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}}},
       {2, 27, 30, {9, 70, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}}},
       {1, 31, 26, {16, 40, {5, 5}, {1, 1}, {4, 2, 4, 2}, {2, 1}}},
       {3, 39, 37, {20, 6, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}}},

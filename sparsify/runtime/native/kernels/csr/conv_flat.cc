@@ -45,7 +45,7 @@ FlatShape::FlatShape(const Geometry& g) : pitch(g.out_width) {
     widths.push_back(used);
   }
   columns = (g.out_height - 1) * pitch + g.out_width;
-  width = kSpacing[std::min<int64_t>(kMaxGroups, Registers(columns))];
+  width = kSpacing[WidestPanel(Registers(columns), kMaxGroups)];
   std::vector<int64_t> highs(g.phases.size());
   lows.resize(g.phases.size());
   std::vector<bool> seen(g.phases.size());

@@ -11,33 +11,21 @@
 #include <vector>
 
 #include "family.h"
-#include "panel_product.h"
+#include "pair_tasks.h"
 
 namespace sparsify {
 namespace csr {
 namespace {
 
-// Packed inputs, the hidden units at hand and the second layer's sums: what a second-level cache of 1 MB
-// holds beside weights.
+// Hidden units at hand: what packed inputs and the second layer's sums leave of these floats, half of a
+// second-level cache of 1 MB, and a share of what those take, as they are read anew for every part.
 constexpr int64_t kPairFloats = 1 << 17;
-constexpr int64_t kGroupsAThread = 3;  // of columns, at least
-
-// How X's rows are cut into panels, and what a worker needs.
-struct PairTasks {
-  PairTasks(const Matrix& a, const Matrix& b, int64_t rows, int threads) {
-    const int64_t groups = PanelTasks::Groups(rows);
-    const int64_t most = std::min(MostGroups(a.block_rows), MostGroups(b.block_rows));
-    panels = (groups + most - 1) / most;
-    if (panels < 4 * threads) panels = std::min(groups, RoundUpTo(panels, threads));
-    spacing = kSpacing[(groups + panels - 1) / panels];
-    workers = std::min<int64_t>(threads, panels);
-  }
-  static int64_t RoundUpTo(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
-  int64_t panels;
-  int64_t spacing;
-  int64_t workers;
-};
+constexpr int64_t kHiddenShare = 4;
+// Inputs and outputs of a pair, at most: wider ones fall out of the cache more often than they save.
+constexpr int64_t kWidestPair = 4096;
+// Of panels that threads share: groups of columns, and hidden units a thread.
+constexpr int64_t kLeastGroups = 3;
+constexpr int64_t kLeastUnits = 256;
 
 // The plans of both layers for one spacing; parts of the first are whole tiles of the second.
 struct PairPlans {
@@ -48,7 +36,6 @@ struct PairPlans {
         inputs(first.tiles() * first.tile_floats()),
         hidden(tiles_together * second.depth() * spacing),
         sums(second.last_row(0) * spacing) {}
-  size_t WorkerBytes() const { return static_cast<size_t>(inputs + hidden + sums) * sizeof(float); }
 
   PanelPlan second;
   int64_t tiles_together;
@@ -57,7 +44,8 @@ struct PairPlans {
 
  private:
   static int64_t TilesTogether(const Matrix& a, const Matrix& b, int64_t spacing, int64_t depth) {
-    const int64_t left = kPairFloats - (a.columns + b.rows) * spacing;
+    const int64_t used = (a.columns + b.rows) * spacing;
+    const int64_t left = std::max(kPairFloats - used, used / kHiddenShare);
     const int64_t most = (b.columns + depth - 1) / depth;
     return std::clamp<int64_t>(left / (depth * spacing), 1, most);
   }
@@ -83,7 +71,7 @@ class CsrFeedForward final : public FeedForwardKernel {
     if (rows < 1) return 0;
     if (Together(rows, threads)) {
       const PairTasks tasks(a_, b_, rows, threads);
-      return static_cast<size_t>(tasks.workers) * Plans(tasks.spacing).WorkerBytes() + kCacheLine;
+      return static_cast<size_t>(threads) * WorkerBytes(Plans(tasks.spacing), tasks) + kCacheLine;
     }
     return HiddenBytes(rows) + kCacheLine +
            std::max(a_alone_->ScratchBytes(rows, threads), b_alone_->ScratchBytes(rows, threads));
@@ -101,25 +89,54 @@ class CsrFeedForward final : public FeedForwardKernel {
     }
     const PairTasks tasks(a_, b_, rows, parallel.threads);
     const PairPlans& plans = Plans(tasks.spacing);
+    const size_t bytes = WorkerBytes(plans, tasks);
     unsigned char* memory = AlignUp<unsigned char>(scratch);
-    RunTasks(parallel, tasks.workers, tasks.panels, [&](int64_t worker, int64_t panel) {
-      const int64_t first = PanelTasks::Begin(rows, panel, tasks.panels);
-      const int64_t count = PanelTasks::Begin(rows, panel + 1, tasks.panels) - first;
-      const RowMajor operand = {x + first * a_.columns, a_.columns, y + first * b_.rows, b_.rows, count};
-      Epilogue ending = second_epilogue;
-      if (ending.residual != nullptr) ending.residual += first * b_.rows;
-      RunPanel(plans, operand, first_epilogue, ending,
-               reinterpret_cast<float*>(memory + static_cast<size_t>(worker) * plans.WorkerBytes()));
+    const auto of = [&](int64_t worker) {
+      return reinterpret_cast<float*>(memory + static_cast<size_t>(worker) * bytes);
+    };
+    const Layers layers = {plans, {x, a_.columns, y, b_.rows, rows}, first_epilogue, second_epilogue};
+    if (tasks.Whole()) {
+      RunTasks(parallel, parallel.threads, tasks.panels, [&](int64_t worker, int64_t panel) {
+        const Layers part = Of(layers, tasks, panel);
+        float* sums = of(worker) + plans.inputs + plans.hidden;
+        Sum(part, 0, plans.first.parts(), of(worker), sums);
+        Store(part, sums);
+      });
+      return;
+    }
+    Shares shares(tasks, plans.first.parts());
+    const auto place = [&](int64_t thread, int i) {
+      return of(thread) + plans.inputs + plans.hidden + i * plans.sums;
+    };
+    RunTasks(parallel, parallel.threads, parallel.threads, [&](int64_t, int64_t thread) {
+      for (const Share& share : shares.Of(thread)) {
+        const Layers part = Of(layers, tasks, share.panel);
+        float* sums = place(thread, Shares::Place(share));
+        Sum(part, share.first_part, share.last_part, of(thread), sums);
+        if (shares.Finish(share)) Store(part, AddShares(shares, share.panel, plans.sums, place));
+      }
     });
   }
 
  private:
-  // Few rows do without panels, or leave threads without wide ones, which layers by themselves cut by
-  // outputs; and inputs and sums that do not stay in the cache would cost more than what lies between the
-  // layers.
+  // Both layers on a panel of X, or on all of it.
+  struct Layers {
+    const PairPlans& plans;
+    RowMajor operand;
+    Epilogue first, second;
+  };
+
+  // Few rows do without panels. Threads share panels by hidden units, of which each needs some. And inputs
+  // and sums that do not stay in the cache would cost more than what lies between the layers.
   bool Together(int64_t rows, int threads) const {
-    const bool enough = threads == 1 || PanelTasks::Groups(rows) >= kGroupsAThread * threads;
-    return enough && rows > isa_.few_rows && (a_.columns + b_.rows) * kPanelColumns <= kPairFloats;
+    if (rows <= isa_.few_rows || a_.columns + b_.rows > kWidestPair) return false;
+    const PairTasks tasks(a_, b_, rows, threads);
+    return tasks.Whole() ||
+           (PanelTasks::Groups(rows) >= kLeastGroups && tasks.panels * a_.rows >= kLeastUnits * threads);
+  }
+  static size_t WorkerBytes(const PairPlans& plans, const PairTasks& tasks) {
+    const int64_t floats = plans.inputs + plans.hidden + (tasks.Whole() ? 1 : 2) * plans.sums;
+    return static_cast<size_t>(floats) * sizeof(float);
   }
   size_t HiddenBytes(int64_t rows) const {
     return RoundUp(static_cast<size_t>(rows * a_.rows) * sizeof(float), kCacheLine);
@@ -136,20 +153,33 @@ class CsrFeedForward final : public FeedForwardKernel {
     return *plans;
   }
 
-  void RunPanel(const PairPlans& plans, const RowMajor& operand, const Epilogue& first_epilogue,
-                const Epilogue& second_epilogue, float* memory) const {
+  Layers Of(const Layers& all, const PairTasks& tasks, int64_t panel) const {
+    const int64_t first = tasks.Begin(panel);
+    Layers part = all;
+    part.operand.x += first * a_.columns;
+    part.operand.y += first * b_.rows;
+    part.operand.rows = tasks.Begin(panel + 1) - first;
+    if (part.second.residual != nullptr) part.second.residual += first * b_.rows;
+    return part;
+  }
+
+  // sums = what hidden units of these parts bring to the outputs. `memory` holds packed inputs and them.
+  void Sum(const Layers& layers, int first_part, int last_part, float* memory, float* sums) const {
+    const PairPlans& plans = layers.plans;
+    const RowMajor& operand = layers.operand;
     const int groups = static_cast<int>(PanelTasks::Groups(operand.rows));
     const int64_t spacing = kSpacing[groups];
     float* hidden = memory + plans.inputs;
-    float* sums = hidden + plans.hidden;
     for (int64_t t = 0; t < plans.first.tiles(); ++t) {
       const int64_t input = t * plans.first.depth();
       isa_.pack_rows(operand.x + input, operand.x_stride, operand.rows,
                      std::min(plans.first.depth(), a_.columns - input),
                      memory + t * plans.first.tile_floats(), groups);
     }
-    if (!plans.second.BeginsSums()) std::memset(sums, 0, static_cast<size_t>(plans.sums) * sizeof(float));
-    for (int part = 0; part < plans.first.parts(); ++part) {
+    if (!plans.second.BeginsSums() || first_part > 0) {
+      std::memset(sums, 0, static_cast<size_t>(plans.sums) * sizeof(float));
+    }
+    for (int part = first_part; part < last_part; ++part) {
       const int64_t first = plans.first.first_row(part);
       if (!plans.first.BeginsSums()) {
         std::memset(hidden, 0, static_cast<size_t>(plans.hidden) * sizeof(float));
@@ -158,13 +188,33 @@ class CsrFeedForward final : public FeedForwardKernel {
         isa_.multiply(plans.first.Segment(t, part), memory + t * plans.first.tile_floats(), hidden, groups);
       }
       const int64_t last = std::min(plans.first.last_row(part), a_.rows);
-      Finish(first, last, first_epilogue, groups, hidden);
+      Finish(first, last, layers.first, groups, hidden);
       for (int64_t t = first / plans.second.depth(); t * plans.second.depth() < last; ++t) {
         isa_.multiply(plans.second.Segment(t, 0), hidden + (t * plans.second.depth() - first) * spacing, sums,
                       groups);
       }
     }
-    isa_.store_rows(sums, 0, b_.rows, operand.rows, second_epilogue, operand.y, operand.y_stride, groups);
+  }
+
+  void Store(const Layers& layers, const float* sums) const {
+    const RowMajor& operand = layers.operand;
+    isa_.store_rows(sums, 0, b_.rows, operand.rows, layers.second, operand.y, operand.y_stride,
+                    static_cast<int>(PanelTasks::Groups(operand.rows)));
+  }
+
+  // Where the first share of a panel has its sums, to which those of the others are added.
+  template <class Place>
+  static float* AddShares(const Shares& shares, int64_t panel, int64_t floats, Place place) {
+    float* sums = nullptr;
+    shares.ForEach(panel, [&](int64_t thread, int i) {
+      const float* more = place(thread, i);
+      if (sums == nullptr) {
+        sums = place(thread, i);
+        return;
+      }
+      for (int64_t j = 0; j < floats; ++j) sums[j] += more[j];
+    });
+    return sums;
   }
 
   // Bias and activation of hidden units [first, last), in place: a panel is an image of one row of pixels.

@@ -15,13 +15,14 @@
 namespace sparsify {
 namespace csr {
 
-// A panel holds up to 64 columns of X (rows of a linear's input, pixels of a convolution's) as rows of
-// `groups` x 16 floats, 1 <= groups <= 4, spaced by 16, 32 or 64 floats, so that one array of offsets serves
-// all widths: offset * spacing / 16 bytes.
+// A panel holds up to 64 columns of X (rows of a linear's input, pixels of a convolution's), or 80 where 16
+// would be left alone, as rows of `groups` x 16 floats, spaced by 16, 32, 64 or 80 floats, so that one array
+// of offsets serves all widths: offset * spacing / 16 bytes.
 constexpr int kGroup = 16;
 constexpr int kMaxGroups = 4;
+constexpr int kWideGroups = kMaxGroups + 1;
 constexpr int64_t kPanelColumns = kGroup * kMaxGroups;
-constexpr int64_t kSpacing[kMaxGroups + 1] = {0, 16, 32, 64, 64};
+constexpr int64_t kSpacing[kWideGroups + 1] = {0, 16, 32, 64, 64, 80};
 
 // Non-zeros that a row brings to one tile; a row with more is listed several times.
 constexpr int kMaxCount = 32;

@@ -24,6 +24,13 @@ struct Shape {
                                                                     : 1;
 };
 
+// The largest divisor of n that is at most `most`.
+constexpr int LargestDivisor(int n, int most) {
+  int divisor = most < n ? most : n;
+  while (n % divisor != 0) --divisor;
+  return divisor;
+}
+
 // Waiting sums come from the second-level cache, in an order that no prefetcher knows: they are asked for
 // one row ahead where rows are too long for the processor to see the next one by itself. The plan keeps one
 // row more than there are.
@@ -141,7 +148,9 @@ inline void AddEntry(const float* values, const char* tile, size_t offset,
 // Where line n of a block's sums lies: R rows of `Columns` floats.
 template <int R, int Columns, int64_t kStride>
 constexpr int64_t BlockLine(uint32_t n) {
-  constexpr uint32_t kRowLines = Columns <= kGroup ? 1 : Columns <= 2 * kGroup ? 2 : 4;
+  constexpr uint32_t kRowLines = Columns <= kGroup       ? 1
+                                 : Columns <= 2 * kGroup ? 2
+                                                         : static_cast<uint32_t>(kStride / kGroup);
   return kRowLines * kGroup == kStride ? n % (R * kRowLines) * kGroup
                                        : n % R * kStride + n / R % kRowLines * kGroup;
 }
@@ -186,8 +195,7 @@ void MultiplyBlocks(const PanelSegment& segment, const float* tile, float* panel
   constexpr int kRegisters = Shape<V, G>::kRegisters;
   constexpr int kMost = Flat && V::kBlock > 4 ? 4 : V::kBlock;  // with panels of 64 columns
   constexpr int kRows = R < kMost ? R : kMost;
-  constexpr int kFit = V::kSums / kRows;
-  constexpr int kChunk = kRegisters <= kFit ? kRegisters : kRegisters % kFit == 0 ? kFit : 1;
+  constexpr int kChunk = LargestDivisor(kRegisters, V::kSums / kRows);
   const float* values = segment.values;
   const uint16_t* offsets = segment.offsets;
   const uint32_t* rows = segment.rows;
@@ -242,8 +250,10 @@ void Multiply(const PanelSegment& segment, const float* tile, float* panel, int 
       return MultiplyAny<V, 2>(segment, tile, panel);
     case 3:
       return MultiplyAny<V, 3>(segment, tile, panel);
-    default:
+    case 4:
       return MultiplyAny<V, 4>(segment, tile, panel);
+    default:
+      return MultiplyAny<V, kWideGroups>(segment, tile, panel);
   }
 }
 

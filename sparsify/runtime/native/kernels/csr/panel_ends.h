@@ -194,8 +194,12 @@ void PackPixels(const float* x, const PixelPanel& panel, int64_t first, int64_t 
     const int64_t count = (first + depth - tap + taps - 1) / taps - channel;
     const float* source = x + channel * panel.channel_stride + panel.offsets[tap];
     float* target = tile + (channel * taps + tap - first) * spacing;
-    if (whole && groups == 4) {
+    if (whole && groups == kWideGroups) {
+      PackTap<V, kWideGroups>(source, panel, tap, count, target);
+    } else if (whole && groups == 4) {
       PackTap<V, 4>(source, panel, tap, count, target);
+    } else if (whole && groups == 3) {
+      PackTap<V, 3>(source, panel, tap, count, target);
     } else if (whole && groups == 1) {
       PackTap<V, 1>(source, panel, tap, count, target);
     } else {

@@ -58,6 +58,7 @@ PanelPlan PanelPlan::OfEqualParts(const Matrix& matrix, int64_t rows, int64_t sp
 
 PanelPlan::PanelPlan(const Matrix& matrix, std::vector<int64_t> bounds, int64_t spacing, const FlatTile& flat)
     : block_rows_(matrix.block_rows),
+      wide_(spacing > kPanelColumns),
       flat_(flat),
       depth_(this->flat() ? FlatDepth(matrix, flat) : TileDepth(matrix, spacing)),
       tile_floats_(this->flat() ? depth_ / static_cast<int64_t>(flat.taps.size()) * flat.floats

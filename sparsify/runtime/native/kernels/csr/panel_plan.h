@@ -19,6 +19,19 @@ namespace csr {
 // busy, and narrow tiles are long: the waiting sums are moved less often.
 constexpr int MostGroups(int block_rows) { return block_rows >= 8 ? 2 : kMaxGroups; }
 
+// How many panels, as wide as each other up to one group, take so many groups with `most` in each. One that
+// would be left alone becomes the fifth of a panel where these may be `wide`.
+constexpr int64_t PanelCount(int64_t groups, int64_t most, bool wide) {
+  const bool fifth = wide && most == kMaxGroups && groups > most && groups % most == 1;
+  return (groups - (fifth ? 1 : 0) + most - 1) / most;
+}
+
+// Groups of the widest of these panels.
+constexpr int64_t WidestPanel(int64_t groups, int64_t most) {
+  const int64_t count = PanelCount(groups, most, true);
+  return (groups + count - 1) / count;
+}
+
 // 28 KB, which leaves a 32 KB cache room for what streams past; blocks of outputs stream less. Of a flat tile
 // every line is read many times in a row, and more tiles cost less than lines that fall out of the cache.
 constexpr int64_t kTileFloats = 112 * kPanelColumns;
@@ -48,6 +61,8 @@ class PanelPlan {
   int64_t last_row(int part) const { return bounds_[static_cast<size_t>(part) + 1] * block_rows_; }
   int64_t largest_part() const;
   int most_groups() const { return flat() ? kMaxGroups : MostGroups(block_rows_); }
+  bool wide() const { return wide_; }  // whether a panel may have one group more
+  int64_t widest() const { return most_groups() + (wide() ? 1 : 0); }
   // Whether the first tile writes all sums. Where a row may be listed several times they begin with zeros.
   bool BeginsSums() const { return block_rows_ > 1; }
   PanelSegment Segment(int64_t tile, int part) const;
@@ -62,6 +77,7 @@ class PanelPlan {
                   std::vector<int64_t>* next);
 
   int block_rows_ = 1;
+  bool wide_ = false;
   FlatTile flat_;
   int64_t depth_ = 0;
   int64_t tile_floats_ = 0;

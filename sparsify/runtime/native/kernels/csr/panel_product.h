@@ -70,8 +70,8 @@ class PanelPlans {
 
   // For X of this many columns.
   const PanelPlan& For(int64_t columns, int threads) const {
-    const int64_t groups = std::min<int64_t>(MostGroups(matrix_.block_rows), (columns + kGroup - 1) / kGroup);
-    const int64_t spacing = kSpacing[groups];
+    const int64_t groups = (columns + kGroup - 1) / kGroup;
+    const int64_t spacing = kSpacing[WidestPanel(groups, MostGroups(matrix_.block_rows))];
     const std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<PanelPlan>& plan = plans_[{spacing, threads}];
     if (plan == nullptr) {
@@ -98,10 +98,10 @@ class PanelPlans {
   }
 
  private:
-  // For every thread one, and few enough rows in each that their sums can wait together.
+  // As many for every thread, and few enough rows in each that their sums can wait together.
   int Parts(int64_t spacing, int threads) const {
     const int64_t least = (matrix_.rows * spacing + kWaitingFloats - 1) / kWaitingFloats;
-    return static_cast<int>(std::max<int64_t>(threads, least));
+    return static_cast<int>((least + threads - 1) / threads * threads);
   }
 
   static constexpr size_t kKeptSizes = 4;
@@ -136,36 +136,43 @@ inline int64_t WideColumns(const PanelPlan& plan, int64_t total, int threads, in
   return std::max<int64_t>(1, together) * kPanelColumns;
 }
 
-// How `total` columns are cut into tasks: by panel, and by block of rows as well where panels alone would
-// leave threads idle. Where there are several runs of so many columns, no panel holds columns of two. Panels
-// of a run, and strips of a panel, differ by one group of columns at most.
+// How `total` columns are cut into tasks: by panel, and by rows as well, in one share for each thread, where
+// panels alone would leave threads idle. Where there are several runs of so many columns, no panel holds
+// columns of two. Panels of a run, and strips of a panel, differ by one group of columns at most.
 struct PanelTasks {
   PanelTasks(const PanelPlan& plan, int64_t total, int threads, int64_t panel = kPanelColumns,
              int64_t runs = 1)
       : columns(total),
         panel_columns(panel),
-        run_panels((total + panel - 1) / panel),
-        panels(runs * run_panels) {
-    const bool even = panels % threads == 0 || panels >= 4 * threads;
-    parts = even ? 1 : plan.parts();
-    workers = std::min<int64_t>(threads, panels * parts);
-    most_groups = plan.most_groups();
-    const int64_t groups = std::min(most_groups, Groups(columns));
-    const int64_t spacing = kSpacing[groups];
-    strips = (Groups(std::min(columns, panel_columns)) + most_groups - 1) / most_groups;
-    cuts = parts == 1 ? RowCuts(plan, spacing) : std::vector<int>{};
-    const int64_t rows = parts == 1 ? LargestCut(plan) : plan.largest_part();
+        run_panels(PanelCount(Groups(total), panel / kGroup, plan.wide() || plan.most_groups() < kMaxGroups)),
+        panels(runs * run_panels),
+        shares(panels % threads == 0 || panels >= 4 * threads ? 1 : std::min(threads, plan.parts())),
+        workers(std::min<int64_t>(threads, panels * shares)),
+        strips(Strips(plan, (Groups(total) + run_panels - 1) / run_panels)) {
+    const int64_t spacing = kSpacing[std::min(plan.widest(), Groups(columns))];
+    int64_t rows = 0;
+    bool several = false;
+    for (int share = 0; share < shares; ++share) {
+      cuts.push_back(
+          RowCuts(plan, plan.parts() * share / shares, plan.parts() * (share + 1) / shares, spacing));
+      rows = std::max(rows, LargestCut(plan, cuts.back()));
+      several = several || cuts.back().size() > 2;
+    }
     panel_floats = rows * spacing;
     // Packed inputs are kept for the rows to come if the second-level cache holds them.
-    kept_tiles = cuts.size() > 2 && strips * plan.tiles() * plan.tile_floats() <= kKeptFloats;
+    kept_tiles = several && strips * plan.tiles() * plan.tile_floats() <= kKeptFloats;
     tiles = kept_tiles ? strips * plan.tiles() : 1;
     tile_floats = plan.tile_floats();
     worker_bytes = static_cast<size_t>(tiles * tile_floats + strips * panel_floats) * sizeof(float);
   }
   static int64_t Groups(int64_t columns) { return (columns + kGroup - 1) / kGroup; }
+  // Of a panel of so many groups.
+  static int64_t Strips(const PanelPlan& plan, int64_t groups) {
+    return PanelCount(groups, plan.most_groups(), plan.wide());
+  }
   // The first column of panel i of a run, or of strip i of `count` of so many columns.
   static int64_t Begin(int64_t columns, int64_t i, int64_t count) {
-    return std::min(columns, Groups(columns) * i / count * kGroup);
+    return std::min(columns, (Groups(columns) * i + count / 2) / count * kGroup);
   }
   size_t ScratchBytes() const { return static_cast<size_t>(workers) * worker_bytes + kCacheLine; }
 
@@ -173,31 +180,31 @@ struct PanelTasks {
   int64_t panel_columns;  // at most
   int64_t run_panels;
   int64_t panels;
-  int64_t parts;
+  int shares;  // of the rows
   int64_t workers;
-  int64_t most_groups;    // of columns that are multiplied together
-  int64_t strips;         // of a panel
-  int64_t panel_floats;   // waiting sums of a strip
-  std::vector<int> cuts;  // parts of the plan between two of these have their sums wait together
+  int64_t strips;        // of a panel, columns that are multiplied together
+  int64_t panel_floats;  // waiting sums of a strip
+  std::vector<std::vector<int>>
+      cuts;  // of each share: parts between two of these have their sums wait together
   bool kept_tiles;
   int64_t tiles;
   int64_t tile_floats;
   size_t worker_bytes;
 
  private:
-  std::vector<int> RowCuts(const PanelPlan& plan, int64_t spacing) const {
-    std::vector<int> cuts = {0};
-    for (int part = 1; part < plan.parts(); ++part) {
-      const int64_t rows = plan.last_row(part) - plan.first_row(cuts.back());
-      if (rows * spacing * strips > kWaitingFloats) cuts.push_back(part);
+  std::vector<int> RowCuts(const PanelPlan& plan, int first, int last, int64_t spacing) const {
+    std::vector<int> bounds = {first};
+    for (int part = first + 1; part < last; ++part) {
+      const int64_t rows = plan.last_row(part) - plan.first_row(bounds.back());
+      if (rows * spacing * strips > kWaitingFloats) bounds.push_back(part);
     }
-    cuts.push_back(plan.parts());
-    return cuts;
+    bounds.push_back(last);
+    return bounds;
   }
-  int64_t LargestCut(const PanelPlan& plan) const {
+  static int64_t LargestCut(const PanelPlan& plan, const std::vector<int>& bounds) {
     int64_t rows = 0;
-    for (size_t i = 1; i < cuts.size(); ++i) {
-      rows = std::max(rows, plan.last_row(cuts[i] - 1) - plan.first_row(cuts[i - 1]));
+    for (size_t i = 1; i < bounds.size(); ++i) {
+      rows = std::max(rows, plan.last_row(bounds[i] - 1) - plan.first_row(bounds[i - 1]));
     }
     return rows;
   }
@@ -218,15 +225,14 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
     float* tiles;
     float* sums;
   };
-  RunTasks(parallel, tasks.workers, tasks.panels * tasks.parts, [&](int64_t worker, int64_t task) {
+  RunTasks(parallel, tasks.workers, tasks.panels * tasks.shares, [&](int64_t worker, int64_t task) {
     float* tiles = reinterpret_cast<float*>(memory + static_cast<size_t>(worker) * tasks.worker_bytes);
     float* sums = tiles + tasks.tiles * tasks.tile_floats;
-    const int64_t run = task / tasks.parts / tasks.run_panels;
-    const int64_t index = task / tasks.parts % tasks.run_panels;
+    const int64_t run = task / tasks.shares / tasks.run_panels;
+    const int64_t index = task / tasks.shares % tasks.run_panels;
     const int64_t first_column = PanelTasks::Begin(tasks.columns, index, tasks.run_panels);
     const int64_t columns = PanelTasks::Begin(tasks.columns, index + 1, tasks.run_panels) - first_column;
-    const int64_t groups = PanelTasks::Groups(columns);
-    const int64_t count = (groups + tasks.most_groups - 1) / tasks.most_groups;
+    const int64_t count = PanelTasks::Strips(plan, PanelTasks::Groups(columns));
     std::vector<Strip> strips;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t first = PanelTasks::Begin(columns, i, count);
@@ -235,9 +241,7 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
                         tiles + (tasks.kept_tiles ? i * plan.tiles() * tasks.tile_floats : 0),
                         sums + i * tasks.panel_floats});
     }
-    const int part = static_cast<int>(task % tasks.parts);
-    const std::vector<int> one = {part, part + 1};
-    const std::vector<int>& cuts = tasks.parts == 1 ? tasks.cuts : one;
+    const std::vector<int>& cuts = tasks.cuts[static_cast<size_t>(task % tasks.shares)];
     for (size_t cut = 1; cut < cuts.size(); ++cut) {
       const int64_t first_row = plan.first_row(cuts[cut - 1]), last_row = plan.last_row(cuts[cut] - 1);
       if (!plan.BeginsSums()) {

@@ -195,8 +195,7 @@ void RowsOfBlocks(const PanelSegment& segment, RowState* state) {
   constexpr int kRegisters = Shape<V, G>::kRegisters;
   constexpr int kMost = V::kBlock > 4 ? 4 : V::kBlock;  // with panels of 64 columns
   constexpr int kRows = R < kMost ? R : kMost;
-  constexpr int kFit = V::kSums / kRows;
-  constexpr int kChunk = kRegisters <= kFit ? kRegisters : kRegisters % kFit == 0 ? kFit : 1;
+  constexpr int kChunk = LargestDivisor(kRegisters, V::kSums / kRows);
   Cursor cursor = state->cursor;
   for (size_t i = 0; i < segment.class_count; ++i) {
     const uint32_t count = segment.classes[i].count;

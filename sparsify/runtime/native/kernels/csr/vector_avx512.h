@@ -5,8 +5,8 @@
 struct V {
   using Register = __m512;
   static constexpr int kWidth = 16;
-  static constexpr int kAccumulators = 8;
-  static constexpr int kSums = 16;  // of a block of outputs
+  static constexpr int kAccumulators = 10;
+  static constexpr int kSums = 20;  // of a block of outputs
   static constexpr int kBlock = 8;  // its outputs, at most
 
   static Register Zero() { return _mm512_setzero_ps(); }

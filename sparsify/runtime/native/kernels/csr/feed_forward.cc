@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "family.h"
@@ -27,11 +28,12 @@ constexpr int64_t kWidestPair = 4096;
 constexpr int64_t kLeastGroups = 3;
 constexpr int64_t kLeastUnits = 256;
 
-// The plans of both layers for one spacing; parts of the first are whole tiles of the second.
+// The plans of both layers for one spacing; parts of the first are whole tiles of the second, and where
+// threads share panels as many for each of them.
 struct PairPlans {
-  PairPlans(const Matrix& a, const Matrix& b, int64_t spacing)
+  PairPlans(const Matrix& a, const Matrix& b, int64_t spacing, int sharers)
       : second(PanelPlan::OfEqualParts(b, PairTasks::RoundUpTo(b.rows, kGroup), spacing)),
-        tiles_together(TilesTogether(a, b, spacing, second.depth())),
+        tiles_together(TilesTogether(a, b, spacing, second.depth(), sharers)),
         first(PanelPlan::OfEqualParts(a, tiles_together * second.depth(), spacing)),
         inputs(first.tiles() * first.tile_floats()),
         hidden(tiles_together * second.depth() * spacing),
@@ -43,11 +45,16 @@ struct PairPlans {
   int64_t inputs, hidden, sums;  // floats of each
 
  private:
-  static int64_t TilesTogether(const Matrix& a, const Matrix& b, int64_t spacing, int64_t depth) {
+  static int64_t TilesTogether(const Matrix& a, const Matrix& b, int64_t spacing, int64_t depth,
+                               int sharers) {
     const int64_t used = (a.columns + b.rows) * spacing;
     const int64_t left = std::max(kPairFloats - used, used / kHiddenShare);
-    const int64_t most = (b.columns + depth - 1) / depth;
-    return std::clamp<int64_t>(left / (depth * spacing), 1, most);
+    const int64_t all = (b.columns + depth - 1) / depth;
+    const int64_t most = std::clamp<int64_t>(left / (depth * spacing), 1, all);
+    for (int64_t tiles = most; 2 * tiles > most; --tiles) {
+      if ((all + tiles - 1) / tiles % sharers == 0) return tiles;
+    }
+    return most;
   }
 };
 
@@ -71,7 +78,7 @@ class CsrFeedForward final : public FeedForwardKernel {
     if (rows < 1) return 0;
     if (Together(rows, threads)) {
       const PairTasks tasks(a_, b_, rows, threads);
-      return static_cast<size_t>(threads) * WorkerBytes(Plans(tasks.spacing), tasks) + kCacheLine;
+      return static_cast<size_t>(threads) * WorkerBytes(Plans(tasks), tasks) + kCacheLine;
     }
     return HiddenBytes(rows) + kCacheLine +
            std::max(a_alone_->ScratchBytes(rows, threads), b_alone_->ScratchBytes(rows, threads));
@@ -88,7 +95,7 @@ class CsrFeedForward final : public FeedForwardKernel {
       return;
     }
     const PairTasks tasks(a_, b_, rows, parallel.threads);
-    const PairPlans& plans = Plans(tasks.spacing);
+    const PairPlans& plans = Plans(tasks);
     const size_t bytes = WorkerBytes(plans, tasks);
     unsigned char* memory = AlignUp<unsigned char>(scratch);
     const auto of = [&](int64_t worker) {
@@ -142,11 +149,12 @@ class CsrFeedForward final : public FeedForwardKernel {
     return RoundUp(static_cast<size_t>(rows * a_.rows) * sizeof(float), kCacheLine);
   }
 
-  const PairPlans& Plans(int64_t spacing) const {
+  const PairPlans& Plans(const PairTasks& tasks) const {
+    const int sharers = tasks.Whole() ? 1 : tasks.threads;
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::unique_ptr<PairPlans>& plans = plans_[spacing];
+    std::unique_ptr<PairPlans>& plans = plans_[{tasks.spacing, sharers}];
     if (plans == nullptr) {
-      plans = std::make_unique<PairPlans>(a_, b_, spacing);
+      plans = std::make_unique<PairPlans>(a_, b_, tasks.spacing, sharers);
       a_pages_->Derived();
       b_pages_->Derived();
     }
@@ -231,7 +239,7 @@ class CsrFeedForward final : public FeedForwardKernel {
   std::shared_ptr<const PackedPages> a_pages_, b_pages_;
   std::unique_ptr<LinearKernel> a_alone_, b_alone_;
   mutable std::mutex mutex_;
-  mutable std::map<int64_t, std::unique_ptr<PairPlans>> plans_;  // by spacing
+  mutable std::map<std::pair<int64_t, int>, std::unique_ptr<PairPlans>> plans_;  // by spacing and sharers
 };
 
 }  // namespace

@@ -14,7 +14,7 @@ from itertools import product
 GROUP = 16
 MOST_GROUPS = 4
 PANEL_COLUMNS = GROUP * MOST_GROUPS
-SPACING = (0, 16, 32, 64, 64)
+SPACING = (0, 16, 32, 64, 64, 80)
 TILE_FLOATS = 112 * PANEL_COLUMNS
 BLOCK_TILE_FLOATS = 128 * PANEL_COLUMNS
 FLAT_TILE_FLOATS = 56 * PANEL_COLUMNS
@@ -48,12 +48,12 @@ class Tiling:
     Attributes:
         tiles: How many the inputs are cut into.
         packed: Floats that are written into panels, for all columns.
-        groups: Most groups of 16 columns that are multiplied together.
+        panels: How many the columns are cut into, each of which takes every weight once.
     """
 
     tiles: int
     packed: float
-    groups: int
+    panels: int
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,16 @@ def tiling(shape: Sequence[int], nonzeros: int, columns: int, rows: int, image: 
         flat = flat_shape(shape[2:], image)
         if _is_preferred(flat, math.prod(shape[2:]), rows, image):
             tiles = math.ceil(shape[1] / max(1, FLAT_TILE_FLOATS // flat.floats))
-            panels = image.count * math.ceil(flat.columns / PANEL_COLUMNS)
-            return Tiling(tiles, float(panels * shape[1] * flat.floats), MOST_GROUPS)
-    most = 2 if rows >= 8 else MOST_GROUPS
+            panels = image.count * _panel_count(_groups(flat.columns), MOST_GROUPS)
+            return Tiling(tiles, float(panels * shape[1] * flat.floats), panels)
+    groups, most = _groups(columns), 2 if rows >= 8 else MOST_GROUPS
     inputs = math.prod(shape[1:])
-    return Tiling(_gathered_tiles(inputs, nonzeros / shape[0], columns, rows, most), inputs * columns, most)
+    tiles = _gathered_tiles(inputs, nonzeros / shape[0], rows, _widest(groups, most))
+    return Tiling(tiles, inputs * columns, _panel_count(groups, most))
 
 
-def _gathered_tiles(inputs: int, row_nonzeros: float, columns: int, rows: int, most: int) -> int:
-    spacing = SPACING[min(most, _groups(columns))]
+def _gathered_tiles(inputs: int, row_nonzeros: float, rows: int, groups: int) -> int:
+    spacing = SPACING[groups]
     floats = BLOCK_TILE_FLOATS if rows >= FEWEST_BLOCK_ROWS else TILE_FLOATS
     longest = min(floats // spacing, MOST_INPUTS)
     if rows == 1:  # where a row brings more than its unrolled code takes, a longer tile gains nothing
@@ -123,7 +124,7 @@ def flat_shape(kernel: Sequence[int], image: Image) -> FlatShape:
         zeros = max(0, -min(column for _, column in taps), reach - held)
         pitch = max(pitch, max(0, min(held, reach)) + zeros)
     columns = (height - 1) * pitch + width
-    panel = SPACING[min(MOST_GROUPS, _groups(columns))]
+    panel = SPACING[_widest(_groups(columns), MOST_GROUPS)]
     floats = 0
     for taps in phases.values():
         places = [row * pitch + column for row, column in taps]
@@ -143,3 +144,12 @@ def _is_preferred(flat: FlatShape, taps: int, rows: int, image: Image) -> bool:
 
 def _groups(columns: int) -> int:
     return math.ceil(columns / GROUP)
+
+
+def _panel_count(groups: int, most: int) -> int:
+    left_alone = most == MOST_GROUPS and groups > most and groups % most == 1
+    return math.ceil((groups - left_alone) / most)
+
+
+def _widest(groups: int, most: int) -> int:
+    return math.ceil(groups / _panel_count(groups, most))

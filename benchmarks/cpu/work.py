@@ -137,9 +137,7 @@ def sparse_work(
         return Work(flops, nbytes / vector, 0.0, nbytes, moved)
     rows, lanes = block_rows(layout), vector // 4
     tiles = tiling(shape, nonzeros, columns, rows, image)
-    panels = math.ceil(columns / (tiles.groups * lanes))
-    groups = math.ceil(columns / panels / lanes)
-    loads = nonzeros / rows * panels * (groups + rows + 0.25)
+    loads = nonzeros / rows * (math.ceil(columns / lanes) + tiles.panels * (rows + 0.25))
     waiting = 2 * (tiles.tiles - 1) * shape[0] * columns * 4
     return Work(flops, loads, waiting + 2 * 4 * tiles.packed, nbytes, moved)
 

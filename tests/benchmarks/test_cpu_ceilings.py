@@ -72,12 +72,15 @@ def test_blocks_have_longer_tiles_and_flat_ones_hold_many_channels():
     assert panels.tiling(linear, 235930, 64, 4, None).tiles == 24
     assert panels.tiling(linear, 235930, 64, 16, None).tiles == 12
     assert panels.tiling(linear, 4 * 235930, 64, 1, None).tiles == 32  # 88 inputs bring 35 non-zeros to a row
+    # 13 groups of 16 columns: panels of 4, 5 and 4, and tiles for the widest.
+    assert panels.tiling(linear, 235930, 197, 1, None).panels == 3
+    assert panels.tiling(linear, 235930, 197, 1, None).tiles == 32
     image = panels.Image(1, (28, 28), (28, 28))
     assert panels.flat_shape((3, 3), image).floats == 128
     flat = panels.tiling((128, 128, 3, 3), 36864, 28 * 28, 4, image)
     assert (flat.tiles, flat.packed) == (5, 13 * 128 * 128)
     gathered = panels.tiling((128, 128, 3, 3), 36864, 28 * 28, 2, image)
-    assert (gathered.tiles, gathered.packed) == (11, 1152 * 28 * 28)
+    assert (gathered.tiles, gathered.packed) == (12, 1152 * 28 * 28)
     strided = panels.Image(1, (56, 56), (28, 28))
     assert panels.flat_shape((3, 3), strided).floats == 4 * 64 + 16 * (2 + 2 + 0 + 1)
 

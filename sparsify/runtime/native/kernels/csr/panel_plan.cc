@@ -120,14 +120,6 @@ void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t la
   begins_.push_back(begin);
 }
 
-int64_t PanelPlan::largest_part() const {
-  int64_t largest = 0;
-  for (int part = 0; part < parts(); ++part) {
-    largest = std::max(largest, last_row(part) - first_row(part));
-  }
-  return largest;
-}
-
 PanelSegment PanelPlan::Segment(int64_t tile, int part) const {
   const Begin& begin = begins_[static_cast<size_t>(tile * parts() + part)];
   return {values_.data() + begin.entry * static_cast<size_t>(block_rows_),

@@ -59,7 +59,6 @@ class PanelPlan {
   int64_t first_row(int part) const { return bounds_[static_cast<size_t>(part)] * block_rows_; }
   // A whole number of blocks, so it may lie beyond the last row of the weight.
   int64_t last_row(int part) const { return bounds_[static_cast<size_t>(part) + 1] * block_rows_; }
-  int64_t largest_part() const;
   int most_groups() const { return flat() ? kMaxGroups : MostGroups(block_rows_); }
   bool wide() const { return wide_; }  // whether a panel may have one group more
   int64_t widest() const { return most_groups() + (wide() ? 1 : 0); }

@@ -184,8 +184,8 @@ struct PanelTasks {
   int64_t workers;
   int64_t strips;        // of a panel, columns that are multiplied together
   int64_t panel_floats;  // waiting sums of a strip
-  std::vector<std::vector<int>>
-      cuts;  // of each share: parts between two of these have their sums wait together
+  // Of each share of the rows: parts of the plan between two of these have their sums wait together.
+  std::vector<std::vector<int>> cuts;
   bool kept_tiles;
   int64_t tiles;
   int64_t tile_floats;

@@ -120,7 +120,9 @@ class CsrFeedForward final : public FeedForwardKernel {
         const Layers part = Of(layers, tasks, share.panel);
         float* sums = place(thread, Shares::Place(share));
         Sum(part, share.first_part, share.last_part, of(thread), sums);
-        if (shares.Finish(share)) Store(part, AddShares(shares, share.panel, plans.sums, place));
+        if (!shares.Finish(share)) continue;
+        const int64_t floats = plans.second.last_row(0) * kSpacing[tasks.Groups(share.panel)];
+        Store(part, AddShares(shares, share.panel, floats, place));
       }
     });
   }

@@ -12,8 +12,6 @@
 namespace sparsify {
 namespace csr {
 
-constexpr int64_t kWholePanels = 4;  // a thread, from which on none is shared
-
 // How X's rows are cut into panels.
 struct PairTasks {
   PairTasks(const Matrix& a, const Matrix& b, int64_t rows_of_x, int threads_of_it)

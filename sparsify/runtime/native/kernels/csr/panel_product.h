@@ -136,6 +136,9 @@ inline int64_t WideColumns(const PanelPlan& plan, int64_t total, int threads, in
   return std::max<int64_t>(1, together) * kPanelColumns;
 }
 
+// So many panels a thread are even enough: none is shared.
+constexpr int64_t kWholePanels = 4;
+
 // How `total` columns are cut into tasks: by panel, and by rows as well, in one share for each thread, where
 // panels alone would leave threads idle. Where there are several runs of so many columns, no panel holds
 // columns of two. Panels of a run, and strips of a panel, differ by one group of columns at most.
@@ -146,7 +149,8 @@ struct PanelTasks {
         panel_columns(panel),
         run_panels(PanelCount(Groups(total), panel / kGroup, plan.wide() || plan.most_groups() < kMaxGroups)),
         panels(runs * run_panels),
-        shares(panels % threads == 0 || panels >= 4 * threads ? 1 : std::min(threads, plan.parts())),
+        shares(panels % threads == 0 || panels >= kWholePanels * threads ? 1
+                                                                         : std::min(threads, plan.parts())),
         workers(std::min<int64_t>(threads, panels * shares)),
         strips(Strips(plan, (Groups(total) + run_panels - 1) / run_panels)) {
     const int64_t spacing = kSpacing[std::min(plan.widest(), Groups(columns))];

@@ -62,10 +62,12 @@ test-neon: install
 test-sanitize: install
 	$(CONFIGURE) -B build/sanitize -DSPARSIFY_SANITIZE=ON >/dev/null
 	$(BIN)/cmake --build build/sanitize
-	build/sanitize/kernels_test
+	for cpu in skylake sapphirerapids; do \
+	  SPARSIFY_TUNE_FOR=$$cpu build/sanitize/kernels_test && \
+	  SPARSIFY_TUNE_FOR=$$cpu build/sanitize/train_test && \
+	  SPARSIFY_TUNE_FOR=$$cpu build/sanitize/chain_test || exit 1; \
+	done
 	build/sanitize/fuzz_test 20000
-	build/sanitize/train_test
-	build/sanitize/chain_test
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 SPARSIFY_LIBRARY=build/sanitize/libsparsify_ort.so OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n 0 tests/runtime/test_layouts.py tests/runtime/test_corrupt.py \

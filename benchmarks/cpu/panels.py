@@ -1,7 +1,7 @@
 """How the sparse kernels cut the inputs of a product into tiles.
 
-This is the design of `kernels/csr/panel_plan.cc` and `conv_flat.cc`: shapes and layout decide, nothing is
-asked of a running kernel. A test holds the constants against the sources.
+This is the design of `kernels/csr/panel_plan.cc` and `conv_flat.cc`: shapes, layout and what kernels are
+tuned for decide, nothing is asked of a running kernel. A test holds the constants against the sources.
 """
 
 from __future__ import annotations
@@ -11,19 +11,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from sparsify.runtime.library import tuned_cache, tuned_deep
+
 GROUP = 16
 MOST_GROUPS = 4
 PANEL_COLUMNS = GROUP * MOST_GROUPS
 SPACING = (0, 16, 32, 64, 64, 80)
-TILE_FLOATS = 112 * PANEL_COLUMNS
-BLOCK_TILE_FLOATS = 128 * PANEL_COLUMNS
+STREAM_BYTES = 4 << 10
+FEWEST_STREAMING = 4
 FLAT_TILE_FLOATS = 56 * PANEL_COLUMNS
 MOST_INPUTS = 1008
 SHORTEST = 64
+FULL_TILE, FULL_NARROW_TILE = 0.9, 1.1
 MOST_COUNT = 32
 FEWEST_BLOCK_ROWS = 4
+DENSE_BLOCK_ROWS = 4
+DENSE_SHARE = 0.18
 LARGEST_TILE = 0.75
 MOST_COLUMNS = 1.25
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What kernels are tuned for, as in `base/tuning.h`.
+
+    Attributes:
+        l1_bytes: A core's first-level data cache.
+        deep: Whether the CPU looks far ahead by itself.
+    """
+
+    l1_bytes: int
+    deep: bool
+
+
+SKYLAKE = Tuning(32 << 10, deep=False)
+SAPPHIRE_RAPIDS = Tuning(48 << 10, deep=True)
+
+
+def of_this_process() -> Tuning:
+    """What the kernels of this process are tuned for."""
+    return Tuning(tuned_cache(1), tuned_deep())
 
 
 @dataclass(frozen=True)
@@ -71,7 +98,9 @@ class FlatShape:
     floats: int
 
 
-def tiling(shape: Sequence[int], nonzeros: int, columns: int, rows: int, image: Image | None) -> Tiling:
+def tiling(
+    shape: Sequence[int], nonzeros: int, columns: int, rows: int, image: Image | None, tuned: Tuning
+) -> Tiling:
     """The tiles of a product of more than a few columns.
 
     Args:
@@ -80,8 +109,10 @@ def tiling(shape: Sequence[int], nonzeros: int, columns: int, rows: int, image: 
         columns: Rows of activations, or output pixels.
         rows: Outputs that share a stored input.
         image: Of a convolution; None for a linear layer.
+        tuned: What kernels are tuned for.
     """
-    if image is not None:
+    crowded = tuned.deep and rows == DENSE_BLOCK_ROWS and nonzeros / math.prod(shape) >= DENSE_SHARE
+    if image is not None and not crowded:
         flat = flat_shape(shape[2:], image)
         if _is_preferred(flat, math.prod(shape[2:]), rows, image):
             tiles = math.ceil(shape[1] / max(1, FLAT_TILE_FLOATS // flat.floats))
@@ -89,16 +120,17 @@ def tiling(shape: Sequence[int], nonzeros: int, columns: int, rows: int, image: 
             return Tiling(tiles, float(panels * shape[1] * flat.floats), panels)
     groups, most = _groups(columns), 2 if rows >= 8 else MOST_GROUPS
     inputs = math.prod(shape[1:])
-    tiles = _gathered_tiles(inputs, nonzeros / shape[0], rows, _widest(groups, most))
+    tiles = _gathered_tiles(inputs, nonzeros / shape[0], rows, _widest(groups, most), tuned)
     return Tiling(tiles, inputs * columns, _panel_count(groups, most))
 
 
-def _gathered_tiles(inputs: int, row_nonzeros: float, rows: int, groups: int) -> int:
+def _gathered_tiles(inputs: int, row_nonzeros: float, rows: int, groups: int, tuned: Tuning) -> int:
     spacing = SPACING[groups]
-    floats = BLOCK_TILE_FLOATS if rows >= FEWEST_BLOCK_ROWS else TILE_FLOATS
+    floats = (tuned.l1_bytes - (0 if rows >= FEWEST_STREAMING else STREAM_BYTES)) // 4
     longest = min(floats // spacing, MOST_INPUTS)
-    if rows == 1:  # where a row brings more than its unrolled code takes, a longer tile gains nothing
-        longest = min(longest, max(SHORTEST, int(1.1 * MOST_COUNT * inputs / max(row_nonzeros, 1.0))))
+    if rows == 1:  # where a row brings more than its unrolled code takes, it is visited twice
+        share = FULL_TILE if spacing >= PANEL_COLUMNS else FULL_NARROW_TILE
+        longest = min(longest, max(SHORTEST, int(share * MOST_COUNT * inputs / max(row_nonzeros, 1.0))))
     even = math.ceil(inputs / math.ceil(inputs / longest))
     return math.ceil(inputs / (math.ceil(even / GROUP) * GROUP))
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.cpu.machine import Machine
-from benchmarks.cpu.panels import Image, tiling
+from benchmarks.cpu.panels import Image, Tuning, of_this_process, tiling
 from sparsify.runtime.node_profile import ChainWeights, Product, SparseWeight, Weights, product_of
 
 FEW_ROWS = 6
@@ -119,6 +119,7 @@ def sparse_work(
     vector: int,
     moved: float,
     image: Image | None = None,
+    tuned: Tuning | None = None,
 ) -> Work:
     """Needs of a sparse product.
 
@@ -131,12 +132,13 @@ def sparse_work(
         vector: Bytes of a register.
         moved: Bytes of inputs and outputs.
         image: What a convolution reads and writes.
+        tuned: What kernels are tuned for; None: as in this process.
     """
     flops = 2.0 * nonzeros * columns
     if len(shape) == 2 and columns <= FEW_ROWS:
         return Work(flops, nbytes / vector, 0.0, nbytes, moved)
     rows, lanes = block_rows(layout), vector // 4
-    tiles = tiling(shape, nonzeros, columns, rows, image)
+    tiles = tiling(shape, nonzeros, columns, rows, image, tuned or of_this_process())
     loads = nonzeros / rows * (math.ceil(columns / lanes) + tiles.panels * (rows + 0.25))
     waiting = 2 * (tiles.tiles - 1) * shape[0] * columns * 4
     return Work(flops, loads, waiting + 2 * 4 * tiles.packed, nbytes, moved)

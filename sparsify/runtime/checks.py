@@ -128,7 +128,12 @@ def _kernel() -> Check:
     if forced is not None and forced not in supported:
         advice = f"set SPARSIFY_KERNEL to one of {', '.join(supported)}, or unset it"
         return Check("kernel", False, f"SPARSIFY_KERNEL is {forced!r}", advice)
-    detail = f"{library.selected_kernel()} of {', '.join(supported)}"
+    wished = os.environ.get("SPARSIFY_TUNE_FOR")
+    if wished and library.tuning() != wished:
+        advice = "set SPARSIFY_TUNE_FOR to skylake or sapphirerapids, or unset it"
+        return Check("kernel", False, f"SPARSIFY_TUNE_FOR is {wished!r}", advice)
+    caches = " and ".join(f"{library.tuned_cache(level) >> 10} KB" for level in (1, 2))
+    detail = f"{library.selected_kernel()} of {', '.join(supported)}, tuned for {library.tuning()} ({caches})"
     if forced is None and supported == ["scalar"]:
         return Check("kernel", True, detail, "this CPU has no vector kernels yet: expect no speedup")
     return Check("kernel", True, detail + (" (forced by SPARSIFY_KERNEL)" if forced else ""))

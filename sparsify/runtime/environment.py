@@ -46,13 +46,16 @@ def environment() -> dict[str, Any]:
     """CPU, instruction sets, kernel in use, and versions; JSON-able."""
     try:
         flags, kernel = list(library.cpu_flags()), library.selected_kernel()
+        tuning, caches = library.tuning(), [library.tuned_cache(level) for level in (1, 2)]
     except RuntimeLibraryError:
-        flags, kernel = [], None
+        flags, kernel, tuning, caches = [], None, None, []
     return {
         "cpu": cpu_model(),
         "cores": cores(),
         "flags": flags,
         "kernel": kernel,
+        "tuned_for": tuning,
+        "tuned_caches": caches,
         "onnxruntime": onnxruntime.__version__,
         "sparsify": _version(),
         "python": platform.python_version(),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparsify.errors import RuntimeLibraryError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 ENVIRONMENT_VARIABLE = "SPARSIFY_LIBRARY"
 _ADVICE = "install the package with `pip install .` (this needs a C++17 compiler), or set SPARSIFY_LIBRARY"
 
@@ -59,6 +59,9 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "abi_version": (c_int32, ()),
     "last_error": (c_char_p, ()),
     "cpu_flags": (c_char_p, ()),
+    "tuning": (c_char_p, ()),
+    "tuned_cache": (c_int64, (c_int32,)),
+    "tuned_deep": (c_int32, ()),
     "kernel_count": (c_int32, ()),
     "kernel_name": (c_char_p, (c_int32,)),
     "kernel_supported": (c_int32, (c_int32,)),
@@ -148,6 +151,21 @@ def last_error(library: ctypes.CDLL) -> str:
 def cpu_flags() -> tuple[str, ...]:
     """Instruction-set flags that the native library sees on this CPU."""
     return tuple(load().sparsify_cpu_flags().decode().split())
+
+
+def tuning() -> str:
+    """What kernels are tuned for: `SPARSIFY_TUNE_FOR` when this process first asked, or `this CPU`."""
+    return str(load().sparsify_tuning().decode())
+
+
+def tuned_cache(level: int) -> int:
+    """Bytes of a core's data cache of this level, 1 or 2, as far as kernels use them."""
+    return int(load().sparsify_tuned_cache(level))
+
+
+def tuned_deep() -> bool:
+    """Whether kernels take this CPU for one that looks far ahead by itself (Ice Lake, Zen 4 and later)."""
+    return bool(load().sparsify_tuned_deep())
 
 
 def kernels() -> dict[str, bool]:

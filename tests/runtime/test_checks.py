@@ -51,6 +51,13 @@ def test_an_unknown_forced_kernel_is_found(monkeypatch: pytest.MonkeyPatch):
     assert not checks["self-test"]["ok"]
 
 
+def test_an_unknown_tuning_is_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SPARSIFY_TUNE_FOR", "abacus")
+    checks = _by_name(doctor())
+    assert not checks["kernel"]["ok"]
+    assert "sapphirerapids" in checks["kernel"]["advice"]
+
+
 def test_the_scalar_kernel_can_be_forced(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SPARSIFY_KERNEL", "scalar")
     report = doctor()

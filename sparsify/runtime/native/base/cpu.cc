@@ -57,11 +57,33 @@ CpuFlags Detect() {
   flags.avx512 = flags.avx2 && zmm && Bit(extended.ebx, 16) && Bit(extended.ebx, 17) &&
                  Bit(extended.ebx, 30) && Bit(extended.ebx, 31);
   flags.avx512_vnni = flags.avx512 && Bit(extended.ecx, 11);
+  flags.avx512_vbmi2 = flags.avx512 && Bit(extended.ecx, 6);
   flags.avx512_bf16 = flags.avx512 && Bit(Cpuid(7, 1).eax, 5);
   return flags;
 }
+
+// Cache descriptions by Intel's leaf or AMD's, which have one form.
+int64_t DescribedCache(uint32_t leaf, int level) {
+  constexpr uint32_t kDescriptions = 16, kInstructions = 2;
+  for (uint32_t i = 0; i < kDescriptions; ++i) {
+    const Registers r = Cpuid(leaf, i);
+    const uint32_t type = r.eax & 31;
+    if (type == 0) break;
+    if (type == kInstructions || static_cast<int>(r.eax >> 5 & 7) != level) continue;
+    const int64_t ways = (r.ebx >> 22) + 1, parts = (r.ebx >> 12 & 1023) + 1, line = (r.ebx & 4095) + 1;
+    return ways * parts * line * (int64_t{r.ecx} + 1);
+  }
+  return 0;
+}
+
+int64_t DetectCache(int level) {
+  constexpr uint32_t kIntel = 4, kAmd = 0x8000001d;
+  const int64_t bytes = DescribedCache(kIntel, level);
+  return bytes != 0 ? bytes : DescribedCache(kAmd, level);
+}
 #else
 CpuFlags Detect() { return CpuFlags(); }
+int64_t DetectCache(int) { return 0; }
 #endif
 
 std::string Names() {
@@ -73,6 +95,7 @@ std::string Names() {
   } rows[] = {{flags.avx2, "avx2"},
               {flags.avx512, "avx512"},
               {flags.avx512_vnni, "avx512_vnni"},
+              {flags.avx512_vbmi2, "avx512_vbmi2"},
               {flags.avx512_bf16, "avx512_bf16"}};
   for (const auto& row : rows) {
     if (row.set) names += (names.empty() ? "" : " ") + std::string(row.name);
@@ -86,6 +109,8 @@ const CpuFlags& Cpu() {
   static const CpuFlags flags = Detect();
   return flags;
 }
+
+int64_t CacheBytes(int level) { return DetectCache(level); }
 
 const char* CpuFlagNames() {
   static const std::string* names = new std::string(Names());

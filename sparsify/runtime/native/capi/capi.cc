@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../base/cpu.h"
+#include "../base/tuning.h"
 #include "../kernels/api.h"
 #include "../kernels/csr/packed.h"
 #include "convert.h"
@@ -32,7 +33,7 @@ struct sparsify_conv {
 
 namespace {
 
-constexpr int32_t kAbiVersion = 3;
+constexpr int32_t kAbiVersion = 4;
 
 }  // namespace
 
@@ -41,6 +42,14 @@ extern "C" {
 int32_t sparsify_abi_version(void) { return kAbiVersion; }
 const char* sparsify_last_error(void) { return sparsify::capi::LastError().c_str(); }
 const char* sparsify_cpu_flags(void) { return sparsify::CpuFlagNames(); }
+const char* sparsify_tuning(void) { return sparsify::Tuned().name; }
+
+int64_t sparsify_tuned_cache(int32_t level) {
+  return level == 1 ? sparsify::Tuned().l1_bytes : sparsify::Tuned().l2_bytes;
+}
+
+int32_t sparsify_tuned_deep(void) { return sparsify::Tuned().deep ? 1 : 0; }
+
 int32_t sparsify_kernel_count(void) { return static_cast<int32_t>(sparsify::KernelCount()); }
 
 const char* sparsify_kernel_name(int32_t index) {

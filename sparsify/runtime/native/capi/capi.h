@@ -45,6 +45,11 @@ typedef struct {
 SPARSIFY_API int32_t sparsify_abi_version(void);
 SPARSIFY_API const char* sparsify_last_error(void);
 SPARSIFY_API const char* sparsify_cpu_flags(void); /* space-separated */
+/* What kernels suit themselves to: SPARSIFY_TUNE_FOR or this CPU; bytes of a core's data cache of level 1 or
+   2; whether it looks far ahead by itself. */
+SPARSIFY_API const char* sparsify_tuning(void);
+SPARSIFY_API int64_t sparsify_tuned_cache(int32_t level);
+SPARSIFY_API int32_t sparsify_tuned_deep(void);
 SPARSIFY_API int32_t sparsify_kernel_count(void);
 SPARSIFY_API const char* sparsify_kernel_name(int32_t index);
 SPARSIFY_API int32_t sparsify_kernel_supported(int32_t index);

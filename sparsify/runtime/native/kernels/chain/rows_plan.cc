@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "../../base/aligned.h"
+#include "../../base/tuning.h"
 #include "rows_segment.h"
 #include "slots.h"
 
@@ -11,8 +12,8 @@ namespace sparsify {
 namespace chain {
 namespace {
 
-// Of a second-level cache of 1 MB: weights of a segment and the rows that it needs at once.
-constexpr int64_t kSegmentBytes = 720 << 10;
+// Of the second-level cache, in 1024ths: weights of a segment and the rows that it needs at once.
+constexpr int64_t kSegmentShare = 720;
 constexpr int64_t kMostSteps = 48;  // of a segment
 // What a segment of its own costs beside the maps that pass from one to the next.
 constexpr int64_t kCutFloats = 1 << 14;
@@ -51,6 +52,7 @@ int64_t StepsOnRows(const RowChain& chain) {
 // Segments within the budget between which the least is moved.
 std::vector<RowSegment> Cut(const RowChain& chain, const std::vector<Readers>& readers, int64_t steps,
                             int64_t bands) {
+  const int64_t segment_bytes = Tuned().l2_bytes / 1024 * kSegmentShare;
   std::vector<int64_t> cost(static_cast<size_t>(steps) + 1, std::numeric_limits<int64_t>::max());
   std::vector<int64_t> begin_of(cost.size(), 0);
   cost[0] = 0;
@@ -58,7 +60,7 @@ std::vector<RowSegment> Cut(const RowChain& chain, const std::vector<Readers>& r
     for (int64_t end = begin + 1; end <= std::min(steps, begin + kMostSteps); ++end) {
       const RowSegment segment = MakeSegment(chain, readers, begin, end, 1);
       const int64_t bytes = segment.weight_bytes + segment.held_floats * static_cast<int64_t>(sizeof(float));
-      if (end > begin + 1 && bytes > kSegmentBytes) break;
+      if (end > begin + 1 && bytes > segment_bytes) break;
       const int64_t sum = cost[static_cast<size_t>(begin)] + segment.moved_floats + kCutFloats;
       if (sum < cost[static_cast<size_t>(end)]) {
         cost[static_cast<size_t>(end)] = sum;

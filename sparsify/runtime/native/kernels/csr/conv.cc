@@ -214,7 +214,7 @@ class CsrConv final : public ConvKernel {
   // take.
   size_t PanelBytes(const Geometry& g, int64_t images, int threads) const {
     const FlatShape shape(g);
-    if (PrefersFlat(shape, g, matrix_.block_rows, images)) {
+    if (PrefersFlat(shape, g, matrix_, images)) {
       const auto plan = panel_plans_.ForFlat(shape.tile, shape.width, threads);
       const int64_t wide = WideColumns(*plan, shape.columns, threads, images);
       return PanelTasks(*plan, shape.columns, threads, wide, images).ScratchBytes();
@@ -235,7 +235,7 @@ class CsrConv final : public ConvKernel {
       rest += CopyBytes(g, images);
     }
     const FlatShape shape(g);
-    if (PrefersFlat(shape, g, matrix_.block_rows, images)) {
+    if (PrefersFlat(shape, g, matrix_, images)) {
       const auto plan = panel_plans_.ForFlat(shape.tile, shape.width, parallel.threads);
       const int64_t wide = WideColumns(*plan, shape.columns, parallel.threads, images);
       const PanelTasks tasks(*plan, shape.columns, parallel.threads, wide, images);

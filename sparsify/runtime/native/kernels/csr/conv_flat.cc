@@ -2,11 +2,16 @@
 
 #include <algorithm>
 
+#include "../../base/tuning.h"
+
 namespace sparsify {
 namespace csr {
 namespace {
 
-constexpr int kFewestBlockRows = 4;    // below, loads are the limit
+constexpr int kFewestBlockRows = 4;  // below, loads are the limit
+// Deep CPUs lose more by loads that straddle lines than by gathering taps once blocks of four are so dense.
+constexpr int kDenseBlockRows = 4;
+constexpr double kDenseShare = 0.18;
 constexpr double kLargestTile = 0.75;  // of the floats that gathered taps take
 constexpr double kMostColumns = 1.25;  // of the output pixels
 
@@ -30,6 +35,10 @@ std::vector<Reach> FindReach(const Geometry& g) {
     seen[p] = true;
   }
   return reach;
+}
+
+double BlockShare(const Matrix& matrix) {
+  return static_cast<double>(matrix.blocks) / static_cast<double>(matrix.lines() * matrix.columns);
 }
 
 }  // namespace
@@ -67,10 +76,11 @@ FlatShape::FlatShape(const Geometry& g) : pitch(g.out_width) {
   }
 }
 
-bool PrefersFlat(const FlatShape& shape, const Geometry& g, int block_rows, int64_t images) {
+bool PrefersFlat(const FlatShape& shape, const Geometry& g, const Matrix& matrix, int64_t images) {
+  if (Tuned().deep && matrix.block_rows == kDenseBlockRows && BlockShare(matrix) >= kDenseShare) return false;
   const double gathered = static_cast<double>(shape.width) * static_cast<double>(g.taps.size());
   const double wanted = static_cast<double>(Registers(images * g.pixels()));
-  return block_rows >= kFewestBlockRows && shape.tile.floats <= kFlatTileFloats &&
+  return matrix.block_rows >= kFewestBlockRows && shape.tile.floats <= kFlatTileFloats &&
          static_cast<double>(shape.tile.floats) <= kLargestTile * gathered &&
          static_cast<double>(images * Registers(shape.columns)) <= kMostColumns * wanted;
 }

@@ -33,7 +33,7 @@ struct FlatShape {
 };
 
 // Whether that is faster than gathering every tap, for a layout of so many outputs a block.
-bool PrefersFlat(const FlatShape& shape, const Geometry& geometry, int block_rows, int64_t images);
+bool PrefersFlat(const FlatShape& shape, const Geometry& geometry, const Matrix& matrix, int64_t images);
 
 // Columns [first, first + count) of one image.
 class FlatPixels {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "../../base/cpu.h"
+#include "../../base/tuning.h"
 
 namespace sparsify {
 namespace csr {
@@ -25,6 +26,7 @@ const Isa& IsaAt(size_t index) { return *kTable[index].isa; }
 bool IsaSupported(size_t index) { return kTable[index].supported(); }
 
 const Isa* FindIsa(const char* name, std::string* error) {
+  if (FindTuning(error) == nullptr) return nullptr;
   const bool given = name != nullptr && *name != '\0';
   std::string names;
   for (size_t i = IsaCount(); i-- > 0;) {

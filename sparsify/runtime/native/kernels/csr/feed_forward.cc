@@ -18,9 +18,8 @@ namespace sparsify {
 namespace csr {
 namespace {
 
-// Hidden units at hand: what packed inputs and the second layer's sums leave of these floats, half of a
-// second-level cache of 1 MB, and a share of what those take, as they are read anew for every part.
-constexpr int64_t kPairFloats = 1 << 17;
+// Hidden units at hand: what packed inputs and the second layer's sums leave of these floats, half of
+// the second-level cache, and a share of what those take, as they are read anew for every part.
 constexpr int64_t kHiddenShare = 4;
 // Inputs and outputs of a pair, at most: wider ones fall out of the cache more often than they save.
 constexpr int64_t kWidestPair = 4096;
@@ -48,7 +47,7 @@ struct PairPlans {
   static int64_t TilesTogether(const Matrix& a, const Matrix& b, int64_t spacing, int64_t depth,
                                int sharers) {
     const int64_t used = (a.columns + b.rows) * spacing;
-    const int64_t left = std::max(kPairFloats - used, used / kHiddenShare);
+    const int64_t left = std::max(KeptFloats() - used, used / kHiddenShare);
     const int64_t all = (b.columns + depth - 1) / depth;
     const int64_t most = std::clamp<int64_t>(left / (depth * spacing), 1, all);
     for (int64_t tiles = most; 2 * tiles > most; --tiles) {

@@ -44,6 +44,7 @@ struct PanelSegment {
   int block_rows;
   bool flat;
   bool begins = false;  // no sums wait yet, and every row is listed; blocks only
+  bool deep = false;    // the CPU looks far ahead by itself (see base/tuning.h)
 };
 
 // Where the columns of a panel lie in an image-major source, and which taps find them inside it. Input

@@ -21,6 +21,15 @@ namespace {
 #include "panel_body.h"
 #include "panel_ends.h"
 
+struct DeepV : V {
+  static constexpr bool kDeep = true;
+};
+
+void MultiplyTuned(const PanelSegment& segment, const float* tile, float* panel, int groups) {
+  return segment.deep ? Multiply<DeepV>(segment, tile, panel, groups)
+                      : Multiply<V>(segment, tile, panel, groups);
+}
+
 // r[i] holds the same four columns of rows i, 4 + i, 8 + i and 12 + i; afterwards it holds column i of all
 // sixteen rows in order.
 inline void TransposeLanes(__m512 r[4]) {
@@ -287,7 +296,7 @@ void Slots(const SlotGroup& group, const RowMajor& operand, int64_t first, int64
 
 }  // namespace
 
-const Isa isa_avx512 = {"avx512",     &Multiply<V>,    &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
+const Isa isa_avx512 = {"avx512",     &MultiplyTuned,  &PackRows, &PackPixels<V>, &PackFlat<V>, &TakeEvery<V>,
                         &StoreRowsBy, &StorePixels<V>, 6,         &Slots,         nullptr,      &BlockRows,
                         &rows_avx512};
 

@@ -4,8 +4,9 @@
 // A row of the weight against a tile of X: the sums of one row stay in registers, each non-zero costs one
 // offset and one load and FMA per register. Loads are the ceiling (2 a cycle), 4.5 for 4 FMAs at 64 columns
 // of AVX-512, so offsets and weights are loaded four at a time (x86 is little-endian) and weights are spread
-// by shuffles. Rows come sorted by their number of non-zeros, and the code is unrolled for each number, so no
-// branch depends on the weights.
+// by shuffles; where a CPU is tuned for as deep (V::kDeep) a load of its own is less work for each. Rows come
+// sorted by their number of non-zeros, and the code is unrolled for each number, so no branch depends on the
+// weights.
 #ifndef SPARSIFY_KERNELS_CSR_PANEL_BODY_H_
 #define SPARSIFY_KERNELS_CSR_PANEL_BODY_H_
 
@@ -32,8 +33,8 @@ constexpr int LargestDivisor(int n, int most) {
 }
 
 // Waiting sums come from the second-level cache, in an order that no prefetcher knows: they are asked for
-// one row ahead where rows are too long for the processor to see the next one by itself. The plan keeps one
-// row more than there are.
+// one row ahead where rows are too long for the processor to see the next one by itself, which deep ones do.
+// The plan keeps one row more than there are.
 constexpr int kCountAhead = 16;
 
 // In a block of outputs every entry asks for one line of the next block's sums. Fewer registers than these
@@ -45,7 +46,7 @@ constexpr int kSumsAhead = 16;
 template <class V, int Registers, int Count>
 void PrefetchSums(const float* sums, int n) {
   constexpr int kLines = (Registers * V::kWidth + kGroup - 1) / kGroup;
-  if (Count < kCountAhead || n % (Count / kLines) != 0) return;
+  if (V::kDeep || Count < kCountAhead || n % (Count / kLines) != 0) return;
   const int line = n / (Count / kLines);
   if (line < kLines) SPARSIFY_PREFETCH(sums + line * kGroup);
 }
@@ -77,7 +78,7 @@ void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel)
       if (in_quad && n % 4 == 0) {
         memcpy(&quad, offsets + n, sizeof(quad));
         SPARSIFY_OPAQUE(quad);
-        weights = V::Quad(values + n);
+        if (!V::kDeep) weights = V::Quad(values + n);
       }
       const size_t offset = in_quad ? static_cast<uint16_t>(quad >> (R == 1 ? 0 : 16 * (n % 4))) : offsets[n];
       const char* address = tile + offset * (kStride / kGroup);
@@ -92,7 +93,7 @@ void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel)
       }
       SPARSIFY_OPAQUE(address);  // one address register instead of an indexed operand in every load
       const float* x = reinterpret_cast<const float*>(address);
-      const typename V::Register w = in_quad ? V::Lane(weights, n % 4) : V::Set(values[n]);
+      const typename V::Register w = in_quad && !V::kDeep ? V::Lane(weights, n % 4) : V::Set(values[n]);
       SPARSIFY_UNROLL
       for (int r = 0; r < R; ++r) sum[n % S][r] = V::MulAdd(w, V::Load(x + r * V::kWidth), sum[n % S][r]);
     }
@@ -173,7 +174,7 @@ SPARSIFY_INLINE void MultiplyBlock(const float* values, const uint16_t* offsets,
     SPARSIFY_UNROLL
     for (int step = 0; step < 2; ++step) {
       AddEntry<V, R, Chunk, Flat, kStride>(values + step * stride, tile, offsets[step], sum);
-      if (R * Chunk >= kSumsAhead) {
+      if (!V::kDeep && R * Chunk >= kSumsAhead) {
         const uint32_t line = n + static_cast<uint32_t>(step);
         SPARSIFY_PREFETCH((next + BlockLine<R, Chunk * V::kWidth, kStride>(line)));
       }

@@ -3,26 +3,31 @@
 #include <algorithm>
 #include <utility>
 
+#include "../../base/tuning.h"
 #include "values.h"
 
 namespace sparsify {
 namespace csr {
 namespace {
 
-// Where a single row brings more than kMaxCount non-zeros to a tile, a longer tile gains nothing.
+// A row that brings more than kMaxCount non-zeros to a tile is visited twice, which panels of 64 columns,
+// with their four lines of sums, gain less by.
+constexpr double kFullTile = 0.9;
+constexpr double kFullNarrowTile = 1.1;
 constexpr int64_t kShortest = 64;
 constexpr int64_t kMostInputs = 1008;  // offsets are 16 bits
 
-int64_t UsefulDepth(const Matrix& matrix) {
+int64_t UsefulDepth(const Matrix& matrix, int64_t spacing) {
   const double row_nonzeros = static_cast<double>(matrix.blocks) / static_cast<double>(matrix.rows);
-  const double full = 1.1 * kMaxCount * static_cast<double>(matrix.columns) / std::max(row_nonzeros, 1.0);
+  const double share = spacing >= kPanelColumns ? kFullTile : kFullNarrowTile;
+  const double full = share * kMaxCount * static_cast<double>(matrix.columns) / std::max(row_nonzeros, 1.0);
   return full < kMostInputs ? std::max(kShortest, static_cast<int64_t>(full)) : kMostInputs;
 }
 
 int64_t TileDepth(const Matrix& matrix, int64_t spacing) {
-  const int64_t floats = matrix.block_rows >= 4 ? kBlockTileFloats : kTileFloats;
+  const int64_t floats = TileFloats(Tuned().l1_bytes, matrix.block_rows);
   int64_t longest = std::min(floats / spacing, kMostInputs);
-  if (matrix.block_rows == 1) longest = std::min(longest, UsefulDepth(matrix));
+  if (matrix.block_rows == 1) longest = std::min(longest, UsefulDepth(matrix, spacing));
   const int64_t tiles = (matrix.columns + longest - 1) / longest;
   const int64_t even = (matrix.columns + tiles - 1) / tiles;
   return (even + kGroup - 1) / kGroup * kGroup;
@@ -129,7 +134,8 @@ PanelSegment PanelPlan::Segment(int64_t tile, int part) const {
           begin.class_count,
           block_rows_,
           flat(),
-          BeginsSums() && tile == 0};
+          BeginsSums() && tile == 0,
+          Tuned().deep};
 }
 
 }  // namespace csr

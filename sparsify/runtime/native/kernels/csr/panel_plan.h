@@ -32,11 +32,18 @@ constexpr int64_t WidestPanel(int64_t groups, int64_t most) {
   return (groups + count - 1) / count;
 }
 
-// 28 KB, which leaves a 32 KB cache room for what streams past; blocks of outputs stream less. Of a flat tile
-// every line is read many times in a row, and more tiles cost less than lines that fall out of the cache.
-constexpr int64_t kTileFloats = 112 * kPanelColumns;
-constexpr int64_t kBlockTileFloats = 128 * kPanelColumns;
+// A tile has the first-level cache for itself but for what streams past; blocks of outputs stream less. Of a
+// flat tile every line is read many times in a row, and more tiles cost less than lines that fall out of the
+// cache.
+constexpr int64_t kStreamBytes = 4 << 10;
+constexpr int64_t kFewestStreaming = 4;
 constexpr int64_t kFlatTileFloats = 56 * kPanelColumns;
+
+// Floats of a tile for blocks of so many outputs.
+constexpr int64_t TileFloats(int64_t l1_bytes, int block_rows) {
+  return (l1_bytes - (block_rows >= kFewestStreaming ? 0 : kStreamBytes)) /
+         static_cast<int64_t>(sizeof(float));
+}
 
 // How the inputs (channel, tap) of a convolution lie in a tile of flattened rows (see conv_flat.h).
 struct FlatTile {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../../base/aligned.h"
+#include "../../base/tuning.h"
 #include "../api.h"
 #include "packed_pages.h"
 #include "panel_plan.h"
@@ -57,10 +58,10 @@ void RunTasks(const ParallelFor& parallel, int64_t workers, int64_t count, Funct
       &shared);
 }
 
-// Sums that wait for the next tile, and packed inputs that are kept for other rows: together they leave room
-// for weights in a second-level cache of 1 MB.
-constexpr int64_t kWaitingFloats = 3 << 15;
-constexpr int64_t kKeptFloats = 1 << 17;
+// Sums that wait for the next tile, and packed inputs that are kept for other rows: three eighths and half of
+// the second-level cache, which leaves room for weights.
+inline int64_t WaitingFloats() { return Tuned().l2_bytes * 3 / 8 / static_cast<int64_t>(sizeof(float)); }
+inline int64_t KeptFloats() { return Tuned().l2_bytes / 2 / static_cast<int64_t>(sizeof(float)); }
 
 // The plans of one weight, made when first asked for. Safe from several threads.
 class PanelPlans {
@@ -100,7 +101,7 @@ class PanelPlans {
  private:
   // As many for every thread, and few enough rows in each that their sums can wait together.
   int Parts(int64_t spacing, int threads) const {
-    const int64_t least = (matrix_.rows * spacing + kWaitingFloats - 1) / kWaitingFloats;
+    const int64_t least = (matrix_.rows * spacing + WaitingFloats() - 1) / WaitingFloats();
     return static_cast<int>((least + threads - 1) / threads * threads);
   }
 
@@ -121,9 +122,9 @@ class PanelPlans {
 };
 
 // Strips of 64 columns that a convolution takes together. Its outputs lie a plane apart, each row of the
-// panel on a page of its own: one strip writes 256 bytes there and leaves. Sums of all strips stay in half of
-// a second-level cache of 1 MB, and enough panels are left for the threads to share evenly.
-constexpr int64_t kWideFloats = 1 << 16;
+// panel on a page of its own: one strip writes 256 bytes there and leaves. Sums of all strips stay in a
+// quarter of the second-level cache, and enough panels are left for the threads to share evenly.
+inline int64_t WideFloats() { return Tuned().l2_bytes / 4 / static_cast<int64_t>(sizeof(float)); }
 constexpr int64_t kMostStrips = 8;
 constexpr int64_t kPanelsAThread = 8;
 constexpr int64_t kStoredRows = 8;
@@ -131,7 +132,7 @@ constexpr int64_t kStoredRows = 8;
 inline int64_t WideColumns(const PanelPlan& plan, int64_t total, int threads, int64_t runs) {
   const int64_t rows = plan.last_row(plan.parts() - 1);
   const int64_t strips = (total + kPanelColumns - 1) / kPanelColumns;
-  int64_t together = std::min(kMostStrips, kWideFloats / (rows * kPanelColumns));
+  int64_t together = std::min(kMostStrips, WideFloats() / (rows * kPanelColumns));
   together = std::min({together, strips, runs * strips / (kPanelsAThread * threads)});
   return std::max<int64_t>(1, together) * kPanelColumns;
 }
@@ -164,7 +165,7 @@ struct PanelTasks {
     }
     panel_floats = rows * spacing;
     // Packed inputs are kept for the rows to come if the second-level cache holds them.
-    kept_tiles = several && strips * plan.tiles() * plan.tile_floats() <= kKeptFloats;
+    kept_tiles = several && strips * plan.tiles() * plan.tile_floats() <= KeptFloats();
     tiles = kept_tiles ? strips * plan.tiles() : 1;
     tile_floats = plan.tile_floats();
     worker_bytes = static_cast<size_t>(tiles * tile_floats + strips * panel_floats) * sizeof(float);
@@ -200,7 +201,7 @@ struct PanelTasks {
     std::vector<int> bounds = {first};
     for (int part = first + 1; part < last; ++part) {
       const int64_t rows = plan.last_row(part) - plan.first_row(bounds.back());
-      if (rows * spacing * strips > kWaitingFloats) bounds.push_back(part);
+      if (rows * spacing * strips > WaitingFloats()) bounds.push_back(part);
     }
     bounds.push_back(last);
     return bounds;

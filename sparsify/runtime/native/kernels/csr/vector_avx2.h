@@ -7,6 +7,7 @@ alignas(32) constexpr int32_t kFirst[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0
 
 struct V {
   using Register = __m256;
+  static constexpr bool kDeep = false;  // see base/tuning.h
   static constexpr int kWidth = 8;
   static constexpr int kAccumulators = 8;
   static constexpr int kSums = 8;   // of a block of outputs

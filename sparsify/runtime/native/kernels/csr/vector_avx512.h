@@ -4,6 +4,7 @@
 
 struct V {
   using Register = __m512;
+  static constexpr bool kDeep = false;  // see base/tuning.h
   static constexpr int kWidth = 16;
   static constexpr int kAccumulators = 10;
   static constexpr int kSums = 20;  // of a block of outputs

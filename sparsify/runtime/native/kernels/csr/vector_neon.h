@@ -6,6 +6,7 @@ constexpr uint32_t kAllLanes = 15;
 
 struct V {
   using Register = float32x4_t;
+  static constexpr bool kDeep = false;  // see base/tuning.h
   static constexpr int kWidth = 4;
   static constexpr int kAccumulators = 8;
   static constexpr int kSums = 16;  // of a block of outputs

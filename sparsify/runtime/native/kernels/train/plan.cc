@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../../base/tuning.h"
 #include "../csr/panel_plan.h"
 
 namespace sparsify {
@@ -11,13 +12,14 @@ namespace {
 using csr::kGroup;
 using csr::kMaxCount;
 
-// A tile of X, 28 KB, beside what streams past it in a first-level cache of 32 KB.
-constexpr int64_t kTileFloats = 112 * csr::kPanelColumns;
 constexpr int64_t kShortest = 64;
 // Where a row brings fewer positions to a tile than this, moving its waiting sums costs more than what the
 // products do. Narrow strips have tiles twice as long: 10 to 20 % faster at 98 % zeros.
 constexpr double kFewInTile = 4.0;
 constexpr int64_t kLargestExtent = int64_t{1} << 31;
+
+// Floats of a tile of X.
+int64_t TileFloats() { return csr::TileFloats(Tuned().l1_bytes, 1); }
 
 double RowCount(const Topology& topology) {
   return static_cast<double>(topology.count()) / static_cast<double>(std::max<int64_t>(1, topology.rows));
@@ -26,7 +28,7 @@ double RowCount(const Topology& topology) {
 }  // namespace
 
 int64_t ProductStrip(const Topology& topology) {
-  const double in_tile = RowCount(topology) * static_cast<double>(kTileFloats / csr::kPanelColumns) /
+  const double in_tile = RowCount(topology) * static_cast<double>(TileFloats() / csr::kPanelColumns) /
                          static_cast<double>(topology.columns);
   return in_tile < kFewInTile ? csr::kPanelColumns / 2 : csr::kPanelColumns;
 }
@@ -38,7 +40,7 @@ int64_t Depth(const Topology& topology, int64_t strip) {
   // nothing.
   const double full =
       1.1 * kMaxCount * static_cast<double>(topology.columns) / std::max(RowCount(topology), 1.0);
-  const double cache = static_cast<double>(kTileFloats / strip);
+  const double cache = static_cast<double>(TileFloats() / strip);
   const int64_t longest = std::max(kShortest, static_cast<int64_t>(std::min(full, cache)));
   const int64_t tiles = (topology.columns + longest - 1) / longest;
   const int64_t even = (topology.columns + tiles - 1) / tiles;
@@ -173,6 +175,7 @@ csr::PanelSegment Plan::Segment(int64_t tile, int part, const float* values) con
   segment.classes = classes_.data() + begin.row_class;
   segment.class_count = begin.class_count;
   segment.block_rows = 1;
+  segment.deep = Tuned().deep;
   return segment;
 }
 

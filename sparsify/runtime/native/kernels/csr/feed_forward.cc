@@ -185,14 +185,11 @@ class CsrFeedForward final : public FeedForwardKernel {
                      std::min(plans.first.depth(), a_.columns - input),
                      memory + t * plans.first.tile_floats(), groups);
     }
-    if (!plans.second.BeginsSums() || first_part > 0) {
+    if (first_part > 0) {
       std::memset(sums, 0, static_cast<size_t>(plans.sums) * sizeof(float));
     }
     for (int part = first_part; part < last_part; ++part) {
       const int64_t first = plans.first.first_row(part);
-      if (!plans.first.BeginsSums()) {
-        std::memset(hidden, 0, static_cast<size_t>(plans.hidden) * sizeof(float));
-      }
       for (int64_t t = 0; t < plans.first.tiles(); ++t) {
         isa_.multiply(plans.first.Segment(t, part), memory + t * plans.first.tile_floats(), hidden, groups);
       }

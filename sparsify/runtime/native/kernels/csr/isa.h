@@ -31,9 +31,11 @@ constexpr int kMaxCount = 32;
 struct RowClass {
   uint32_t count;
   uint32_t rows;
+  bool begins = false;  // no sums of these rows wait yet
 };
 
-// The non-zeros of a part of the rows in one tile of inputs, rows in ascending order of their number. In a
+// The non-zeros of a part of the rows in one tile of inputs, rows in ascending order of their number. In the
+// first tile every row is listed, and begins its sums; what a row brings beyond that comes behind. In a
 // layout of blocks every entry stands for block_rows consecutive rows, and a row for the first of them.
 struct PanelSegment {
   const float* values;      // [entries][block_rows]
@@ -43,8 +45,7 @@ struct PanelSegment {
   size_t class_count;
   int block_rows;
   bool flat;
-  bool begins = false;  // no sums wait yet, and every row is listed; blocks only
-  bool deep = false;    // the CPU looks far ahead by itself (see base/tuning.h)
+  bool deep = false;  // the CPU looks far ahead by itself (see base/tuning.h)
 };
 
 // Where the columns of a panel lie in an image-major source, and which taps find them inside it. Input

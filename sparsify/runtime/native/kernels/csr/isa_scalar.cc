@@ -42,7 +42,7 @@ void Multiply(const PanelSegment& segment, const float* tile, float* panel, int 
   for (size_t c = 0; c < segment.class_count; ++c) {
     for (uint32_t i = 0; i < segment.classes[c].rows; ++i, ++row) {
       float* sums = panel + static_cast<int64_t>(*row) * spacing;
-      if (segment.begins) {
+      if (segment.classes[c].begins) {
         for (int64_t j = 0; j < block_rows * spacing; ++j) sums[j] = 0.0f;
       }
       for (uint32_t n = 0; n < segment.classes[c].count; ++n, ++offset) {

@@ -52,9 +52,9 @@ void PrefetchSums(const float* sums, int n) {
 }
 
 template <class V, int G, int Count>
-void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel) {
+void MultiplyRows(Cursor* cursor, uint32_t rows, bool begins, const char* tile, float* panel) {
   constexpr int R = Shape<V, G>::kRegisters;
-  constexpr int S = Shape<V, G>::kSets < Count ? Shape<V, G>::kSets : Count;
+  constexpr int S = Shape<V, G>::kSets < Count ? Shape<V, G>::kSets : Count > 0 ? Count : 1;
   constexpr int64_t kStride = kSpacing[G];
   const float* values = cursor->values;
   const uint16_t* offsets = cursor->offsets;
@@ -63,7 +63,7 @@ void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel)
     const float* next = panel + static_cast<int64_t>(cursor->rows[i + 1]) * kStride;
     typename V::Register sum[S][R];
     SPARSIFY_UNROLL
-    for (int r = 0; r < R; ++r) sum[0][r] = V::Load(sums + r * V::kWidth);
+    for (int r = 0; r < R; ++r) sum[0][r] = begins ? V::Zero() : V::Load(sums + r * V::kWidth);
     SPARSIFY_UNROLL
     for (int s = 1; s < S; ++s) {
       SPARSIFY_UNROLL
@@ -114,16 +114,18 @@ void MultiplyRows(Cursor* cursor, uint32_t rows, const char* tile, float* panel)
 
 template <class V, int G>
 void MultiplySegment(const PanelSegment& segment, const float* tile, float* panel) {
-  using Rows = void (*)(Cursor*, uint32_t, const char*, float*);
+  using Rows = void (*)(Cursor*, uint32_t, bool, const char*, float*);
 #define SPARSIFY_4(n) \
   &MultiplyRows<V, G, n>, &MultiplyRows<V, G, n + 1>, &MultiplyRows<V, G, n + 2>, &MultiplyRows<V, G, n + 3>
-  static constexpr Rows kRows[kMaxCount] = {SPARSIFY_4(1),  SPARSIFY_4(5),  SPARSIFY_4(9),  SPARSIFY_4(13),
-                                            SPARSIFY_4(17), SPARSIFY_4(21), SPARSIFY_4(25), SPARSIFY_4(29)};
+  static constexpr Rows kRows[kMaxCount + 1] = {
+      SPARSIFY_4(0),  SPARSIFY_4(4),  SPARSIFY_4(8),
+      SPARSIFY_4(12), SPARSIFY_4(16), SPARSIFY_4(20),
+      SPARSIFY_4(24), SPARSIFY_4(28), &MultiplyRows<V, G, kMaxCount>};
 #undef SPARSIFY_4
   Cursor cursor = {segment.values, segment.offsets, segment.rows};
   for (size_t i = 0; i < segment.class_count; ++i) {
     const RowClass& c = segment.classes[i];
-    kRows[c.count - 1](&cursor, c.rows, reinterpret_cast<const char*>(tile), panel);
+    kRows[c.count](&cursor, c.rows, c.begins, reinterpret_cast<const char*>(tile), panel);
   }
 }
 
@@ -202,6 +204,7 @@ void MultiplyBlocks(const PanelSegment& segment, const float* tile, float* panel
   const uint32_t* rows = segment.rows;
   for (size_t i = 0; i < segment.class_count; ++i) {
     const uint32_t count = segment.classes[i].count;
+    const bool begins = segment.classes[i].begins;
     for (uint32_t n = 0; n < segment.classes[i].rows; ++n) {
       float* sums = panel + static_cast<int64_t>(*rows++) * kSpacing[G];
       const float* next = panel + static_cast<int64_t>(*rows) * kSpacing[G];
@@ -210,8 +213,8 @@ void MultiplyBlocks(const PanelSegment& segment, const float* tile, float* panel
           const int64_t column = c * V::kWidth;
           const int64_t at = r * kSpacing[G] + column;
           MultiplyBlock<V, G, kRows, kChunk, Flat>(values + r, offsets, count, R,
-                                                   reinterpret_cast<const char*>(tile + column),
-                                                   segment.begins, sums + at, next + at);
+                                                   reinterpret_cast<const char*>(tile + column), begins,
+                                                   sums + at, next + at);
         }
       }
       values += count * R;

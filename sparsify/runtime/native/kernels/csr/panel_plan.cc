@@ -45,6 +45,7 @@ struct Entry {
   uint32_t row;
   uint32_t count;
   int64_t first;  // non-zero
+  bool begins;
 };
 
 }  // namespace
@@ -99,19 +100,22 @@ void PanelPlan::AddSegment(const Matrix& matrix, int64_t first_input, int64_t la
     int64_t stop = at;
     while (stop < end && matrix.Column(stop) < last_input) ++stop;
     const uint32_t row = static_cast<uint32_t>((line - first_line) * block_rows_);
-    if (BeginsSums() && first_input == 0 && at == stop) entries.push_back({row, 0, at});
-    while (at < stop) {
+    bool begins = first_input == 0;
+    while (at < stop || begins) {
       const int64_t count = block_rows_ > 1 ? stop - at : std::min<int64_t>(stop - at, kMaxCount);
-      entries.push_back({row, static_cast<uint32_t>(count), at});
+      entries.push_back({row, static_cast<uint32_t>(count), at, begins});
       at += count;
+      begins = false;
     }
   }
-  std::stable_sort(entries.begin(), entries.end(),
-                   [](const Entry& a, const Entry& b) { return a.count < b.count; });
+  std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+    return a.begins != b.begins ? a.begins : a.count < b.count;
+  });
   Begin begin = {offsets_.size(), rows_.size(), classes_.size(), 0};
   for (const Entry& entry : entries) {
-    if (begin.class_count == 0 || classes_.back().count != entry.count) {
-      classes_.push_back({entry.count, 0});
+    if (begin.class_count == 0 || classes_.back().count != entry.count ||
+        classes_.back().begins != entry.begins) {
+      classes_.push_back({entry.count, 0, entry.begins});
       ++begin.class_count;
     }
     ++classes_.back().rows;
@@ -134,7 +138,6 @@ PanelSegment PanelPlan::Segment(int64_t tile, int part) const {
           begin.class_count,
           block_rows_,
           flat(),
-          BeginsSums() && tile == 0,
           Tuned().deep};
 }
 

@@ -69,8 +69,6 @@ class PanelPlan {
   int most_groups() const { return flat() ? kMaxGroups : MostGroups(block_rows_); }
   bool wide() const { return wide_; }  // whether a panel may have one group more
   int64_t widest() const { return most_groups() + (wide() ? 1 : 0); }
-  // Whether the first tile writes all sums. Where a row may be listed several times they begin with zeros.
-  bool BeginsSums() const { return block_rows_ > 1; }
   PanelSegment Segment(int64_t tile, int part) const;
 
  private:

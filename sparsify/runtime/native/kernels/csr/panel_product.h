@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -249,9 +248,6 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
     const std::vector<int>& cuts = tasks.cuts[static_cast<size_t>(task % tasks.shares)];
     for (size_t cut = 1; cut < cuts.size(); ++cut) {
       const int64_t first_row = plan.first_row(cuts[cut - 1]), last_row = plan.last_row(cuts[cut] - 1);
-      if (!plan.BeginsSums()) {
-        std::memset(sums, 0, static_cast<size_t>(count * tasks.panel_floats) * sizeof(float));
-      }
       for (int64_t t = 0; t < plan.tiles(); ++t) {
         const int64_t first_input = t * plan.depth();
         for (const Strip& strip : strips) {

@@ -3,7 +3,8 @@
 //
 // A register holds the values of 16 / R entries of one block row; each entry's input is broadcast to its R
 // lanes, by masked broadcasts that merge. Nothing but values and columns is read: bytes are the ceiling at
-// one row of X. With more rows the broadcasts are, 16 / R of them a row for 16 weights.
+// one row of X, and values are asked for ahead, as prefetchers stop at every page. With more rows the
+// broadcasts are, 16 / R of them a row for 16 weights.
 #ifndef SPARSIFY_KERNELS_CSR_AVX512_BLOCKS_H_
 #define SPARSIFY_KERNELS_CSR_AVX512_BLOCKS_H_
 
@@ -19,6 +20,9 @@ __m512 Spread(const float* x, const uint16_t* columns, int64_t count) {
   }
   return spread;
 }
+
+template <ValueType T>
+constexpr int64_t kBytes = T == ValueType::kFloat32 ? 4 : 2;  // of a stored value
 
 // The first lanes of sixteen stored values; nothing is read of the others.
 template <ValueType T>
@@ -55,7 +59,9 @@ void BlockRow(const PackedRows& matrix, const RowMajor& operand, int64_t line, c
   for (; i + S * E <= end; i += S * E) {
     SPARSIFY_UNROLL
     for (int s = 0; s < S; ++s) {
-      const __m512 w = Stored<T>(matrix.values.data, R * (i + s * E), 0xffff);
+      const int64_t at = R * (i + s * E);
+      SPARSIFY_PREFETCH(static_cast<const char*>(matrix.values.data) + (at + kValuesAhead) * kBytes<T>);
+      const __m512 w = Stored<T>(matrix.values.data, at, 0xffff);
       SPARSIFY_UNROLL
       for (int b = 0; b < Rows; ++b) {
         const __m512 x = Spread<R>(operand.x + b * operand.x_stride, matrix.narrow + i + s * E, E);

@@ -41,6 +41,16 @@ constexpr int kCountAhead = 16;
 // leave no load to spare.
 constexpr int kSumsAhead = 16;
 
+// Weights come from beyond the second-level cache, and prefetchers stop at every page: deep CPUs, whose sums
+// need no asking for, ask for values a kilobyte ahead instead, a line at a time. Offsets are few enough
+// bytes.
+constexpr int kValuesAhead = 256;
+
+template <class V>
+void PrefetchValues(const float* values, int n) {
+  if (V::kDeep && n % 16 == 0) SPARSIFY_PREFETCH(values + n + kValuesAhead);
+}
+
 // Asks for the lines of a row's sums, one by one over its `Count` entries, of which this is the n-th: all at
 // once would keep the loads of X waiting.
 template <class V, int Registers, int Count>
@@ -74,6 +84,7 @@ void MultiplyRows(Cursor* cursor, uint32_t rows, bool begins, const char* tile, 
     SPARSIFY_UNROLL
     for (int n = 0; n < Count; ++n) {
       PrefetchSums<V, R, Count>(next, n);
+      PrefetchValues<V>(values, n);
       const bool in_quad = n / 4 * 4 + 4 <= Count;
       if (in_quad && n % 4 == 0) {
         memcpy(&quad, offsets + n, sizeof(quad));
@@ -181,6 +192,7 @@ SPARSIFY_INLINE void MultiplyBlock(const float* values, const uint16_t* offsets,
         SPARSIFY_PREFETCH((next + BlockLine<R, Chunk * V::kWidth, kStride>(line)));
       }
     }
+    if (V::kDeep) SPARSIFY_PREFETCH(values + kValuesAhead);
     values += 2 * stride;
     offsets += 2;
   }

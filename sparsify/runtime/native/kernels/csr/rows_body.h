@@ -106,6 +106,7 @@ void RowsOfCount(RowState* state, uint32_t rows) {
         SPARSIFY_OPAQUE(quad);
       }
       const int64_t offset = in_quad ? static_cast<uint16_t>(quad >> (16 * (n % 4))) : offsets[n];
+      if (n % 16 == 0) SPARSIFY_PREFETCH(values + n + kValuesAhead);
       const typename V::Register w = V::Set(values[n]);
       if (Near) {
         const float* address = x[0] + offset;

@@ -27,7 +27,7 @@ from sparsify.lowering.graph import Graph
 from sparsify.runtime.bench_provider import precisions
 from sparsify.runtime.cuda import cuda_state
 from sparsify.runtime.environment import cpu_model
-from sparsify.runtime.library import library_path
+from sparsify.runtime.library import library_path, tuned_cache, tuned_deep
 
 VARIABLE = "SPARSIFY_CACHE"
 """Environment variable that names the cache's folder."""
@@ -59,6 +59,7 @@ def environment_of(machine: Machine) -> dict[str, Any]:
     return gpu | {
         "cpu": cpu_model(),
         "kernel": machine.kernel,
+        "tuned_for": [tuned_cache(1), tuned_cache(2), tuned_deep()],
         "threads": machine.threads,
         "library": hashlib.sha256(content).hexdigest()[:16],
         "onnxruntime": onnxruntime.__version__,

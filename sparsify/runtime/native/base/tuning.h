@@ -16,10 +16,11 @@ struct Tuning {
   bool deep;
 };
 
-// SPARSIFY_TUNE_FOR, or what this CPU is; asked once. Null and *error for a name that is not known.
+// SPARSIFY_TUNE_FOR, or what this CPU is. Null and *error for a name that is not known.
 const Tuning* FindTuning(std::string* error);
 
-// The same, and that of this CPU where the name is not known: whoever makes a kernel has told so.
+// The same when first called, which holds from then on; that of this CPU where the name is not known, as
+// whoever makes a kernel has told so.
 const Tuning& Tuned();
 
 }  // namespace sparsify

@@ -94,7 +94,7 @@ def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
 
 def test_the_environment_names_what_a_time_depends_on():
     one, two = environment_of(Machine("avx2", 1)), environment_of(Machine("avx2", 2))
-    assert set(one) == {"cpu", "kernel", "threads", "library", "onnxruntime"}
+    assert set(one) == {"cpu", "kernel", "tuned_for", "threads", "library", "onnxruntime"}
     assert one != two
     json.dumps(one)
 

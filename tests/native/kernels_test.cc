@@ -124,8 +124,11 @@ void TestLinear() {
     }
   }
   const std::vector<float> remainders = SparseWeight(&random, 37, 83, 0.2);
-  CheckLinear(remainders, 37, 83, {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 130},
-              true, &random);
+  CheckLinear(remainders, 37, 83,
+              {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 49, 63, 64, 65, 81, 130}, true,
+              &random);
+  const std::vector<float> tiles = SparseWeight(&random, 37, 450, 0.2);
+  CheckLinear(tiles, 37, 450, {17, 33, 49, 65}, false, &random);  // one column in the last group
   const std::vector<float> wide = SparseWeight(&random, 5, 70001, 0.002);
   CheckLinear(wide, 5, 70001, {1, 3, 18}, false, &random);
 }
@@ -296,6 +299,8 @@ void TestConv() {
       {1, 5, 24, {8, 4, {3, 3}, {1, 1}, {0, 0, 2, 2}, {1, 1}}},
       {3, 14, 14, {20, 160, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}}},
       {1, 8, 9, {20, 160, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}}},
+      {1, 7, 7, {20, 60, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}}},
+      {1, 7, 7, {22, 230, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}}},
       {1, 8, 9, {40, 80, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}}},
       {2, 27, 30, {9, 70, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}}},
       {1, 31, 26, {16, 40, {5, 5}, {1, 1}, {4, 2, 4, 2}, {2, 1}}},

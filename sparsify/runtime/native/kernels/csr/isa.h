@@ -45,7 +45,8 @@ struct PanelSegment {
   size_t class_count;
   int block_rows;
   bool flat;
-  bool deep = false;  // the CPU looks far ahead by itself (see base/tuning.h)
+  bool deep = false;    // the CPU looks far ahead by itself (see base/tuning.h)
+  bool single = false;  // of the last group of columns only the first is wanted
 };
 
 // Where the columns of a panel lie in an image-major source, and which taps find them inside it. Input

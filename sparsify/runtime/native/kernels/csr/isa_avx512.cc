@@ -20,12 +20,18 @@ namespace {
 // All of these are written in terms of V.
 #include "panel_body.h"
 #include "panel_ends.h"
+// In terms of these.
+#include "avx512_single.h"
 
 struct DeepV : V {
   static constexpr bool kDeep = true;
 };
 
 void MultiplyTuned(const PanelSegment& segment, const float* tile, float* panel, int groups) {
+  if (IsSingle(segment, groups)) {
+    return segment.deep ? MultiplySingles<DeepV>(segment, tile, panel, groups)
+                        : MultiplySingles<V>(segment, tile, panel, groups);
+  }
   return segment.deep ? Multiply<DeepV>(segment, tile, panel, groups)
                       : Multiply<V>(segment, tile, panel, groups);
 }

@@ -226,14 +226,15 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
   struct Strip {
     Ends ends;
     int groups;
+    bool single;  // one column in the last group
     float* tiles;
     float* sums;
   };
   RunTasks(parallel, tasks.workers, tasks.panels * tasks.shares, [&](int64_t worker, int64_t task) {
     float* tiles = reinterpret_cast<float*>(memory + static_cast<size_t>(worker) * tasks.worker_bytes);
     float* sums = tiles + tasks.tiles * tasks.tile_floats;
-    const int64_t run = task / tasks.shares / tasks.run_panels;
-    const int64_t index = task / tasks.shares % tasks.run_panels;
+    const int64_t share = task / tasks.panels, panel = task % tasks.panels;
+    const int64_t run = panel / tasks.run_panels, index = panel % tasks.run_panels;
     const int64_t first_column = PanelTasks::Begin(tasks.columns, index, tasks.run_panels);
     const int64_t columns = PanelTasks::Begin(tasks.columns, index + 1, tasks.run_panels) - first_column;
     const int64_t count = PanelTasks::Strips(plan, PanelTasks::Groups(columns));
@@ -242,10 +243,11 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
       const int64_t first = PanelTasks::Begin(columns, i, count);
       const int64_t width = PanelTasks::Begin(columns, i + 1, count) - first;
       strips.push_back({make(run, first_column + first, width), static_cast<int>(PanelTasks::Groups(width)),
+                        width % kGroup == 1 && !plan.flat(),
                         tiles + (tasks.kept_tiles ? i * plan.tiles() * tasks.tile_floats : 0),
                         sums + i * tasks.panel_floats});
     }
-    const std::vector<int>& cuts = tasks.cuts[static_cast<size_t>(task % tasks.shares)];
+    const std::vector<int>& cuts = tasks.cuts[static_cast<size_t>(share)];
     for (size_t cut = 1; cut < cuts.size(); ++cut) {
       const int64_t first_row = plan.first_row(cuts[cut - 1]), last_row = plan.last_row(cuts[cut] - 1);
       for (int64_t t = 0; t < plan.tiles(); ++t) {
@@ -257,8 +259,10 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
                             strip.groups);
           }
           for (int p = cuts[cut - 1]; p < cuts[cut]; ++p) {
-            isa.multiply(plan.Segment(t, p), tile,
-                         strip.sums + (plan.first_row(p) - first_row) * kSpacing[strip.groups], strip.groups);
+            PanelSegment segment = plan.Segment(t, p);
+            segment.single = strip.single;
+            isa.multiply(segment, tile, strip.sums + (plan.first_row(p) - first_row) * kSpacing[strip.groups],
+                         strip.groups);
           }
         }
       }

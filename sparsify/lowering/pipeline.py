@@ -19,7 +19,7 @@ from sparsify.lowering.matching import match_all
 from sparsify.lowering.model_file import data_files, read_model, staged, stored_bytes
 from sparsify.lowering.parity import compare
 from sparsify.lowering.report import LayerReport, LowerReport, NodeCounts
-from sparsify.lowering.rewrite import HALF_ULP, Packer, rewrite
+from sparsify.lowering.rewrite import HALF_ULP, Packer, padded_pools, rewrite
 from sparsify.lowering.tune import Progress
 from sparsify.lowering.workload import reference_run
 from sparsify.runtime import Session
@@ -92,7 +92,8 @@ def lower(
     with staged(model, written, external_data=external_data) as beside:
         epsilon = max(graph.epsilon, 2 * HALF_ULP[weight_dtype])
         error = _check(graph, source, beside, inputs, epsilon) if chosen else 0.0
-    layers = layer_reports(matches, choice.decisions, names)
+    notes = {pool.nodes[0]: pool.note for pool in padded_pools(graph, chosen, target=target)}
+    layers = layer_reports(matches, choice.decisions, names, notes)
     data = data_files(written)
     attention = find_fusions(graph, chosen, target=target).reports
     return LowerReport(count_nodes(layers), error, stored_bytes(written, data), layers, data, attention)
@@ -108,7 +109,10 @@ def _check(
 
 
 def layer_reports(
-    matches: Sequence[Match], decisions: Mapping[int, Decision], chains: Mapping[str, str] | None = None
+    matches: Sequence[Match],
+    decisions: Mapping[int, Decision],
+    chains: Mapping[str, str] | None = None,
+    notes: Mapping[int, str] | None = None,
 ) -> tuple[LayerReport, ...]:
     """What became of every weight-bearing node, in the file's order.
 
@@ -116,12 +120,14 @@ def layer_reports(
         matches: All matches.
         decisions: Decision by the candidate's index.
         chains: Name of the chain by the names of the nodes in it.
+        notes: What else happens to a node, by the candidate's index; it follows the reason.
     """
     layers = []
     for match in matches:
         if isinstance(match, Candidate):
             decision = decisions[match.index]
-            layout, reason = decision.layout, decision.reason
+            note = (notes or {}).get(match.index)
+            layout, reason = decision.layout, decision.reason + (f"; {note}" if note else "")
             chain = (chains or {}).get(match.node)
         else:
             layout, reason, chain = match.layout, match.reason, match.chain

@@ -14,6 +14,7 @@ from sparsify.lowering.attention_fusion import attention_node, find_fusions
 from sparsify.lowering.candidate import Candidate
 from sparsify.lowering.emission import Emitter, NewConstants
 from sparsify.lowering.graph import STANDARD, Graph, reads, walk_subgraphs
+from sparsify.lowering.pool_padding import PaddedPool, PoolPadding, block_of_channels, find_padded_pools
 from sparsify.runtime import layouts
 from sparsify.runtime.layouts import Packed
 from sparsify.runtime.session import DOMAIN
@@ -55,6 +56,8 @@ def rewrite(
 ) -> onnx.ModelProto:
     """Builds the model in which chosen candidates are sparse operators and attention beside them one node.
 
+    For a CPU, what dense convolutions pool for sparse ones gets as many channels as fill blocks.
+
     Args:
         graph: Index of the source model, which is not changed.
         chosen: Index of the matched node to its (fused) candidate and layout.
@@ -68,6 +71,7 @@ def rewrite(
     emitter = Emitter(graph, NewConstants(names_in(graph)))
     placed = {max(candidate.consumed): (candidate, layout) for candidate, layout in chosen.values()}
     attention = {match.place: match for match in find_fusions(graph, chosen, target=target).fused}
+    padding = PoolPadding(graph, padded_pools(graph, chosen, target=target), emitter.constants)
     nodes: list[onnx.NodeProto] = []
     for index, node in enumerate(graph.nodes):
         if index in placed:
@@ -75,9 +79,19 @@ def rewrite(
             nodes.extend(emitter.nodes(candidate, packer.pack(candidate, layout)))
         elif index in attention:
             nodes.append(attention_node(attention[index]))
+        elif index in padding:
+            nodes.extend(padding.nodes(index))
         elif index not in replaced:
             nodes.append(node)
+    emitter.infos.extend(padding.infos)
     return _assemble(graph, _drop_dead(graph, nodes, replaced | set(attention)), emitter)
+
+
+def padded_pools(
+    graph: Graph, chosen: Mapping[int, tuple[Candidate, str]], *, target: str = "cpu"
+) -> tuple[PaddedPool, ...]:
+    """Dense convolutions that get more channels because what they give is pooled, see `pool_padding`."""
+    return find_padded_pools(graph, chosen, block_of_channels()) if target == "cpu" else ()
 
 
 def names_in(graph: Graph) -> set[str]:

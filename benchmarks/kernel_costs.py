@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from sparsify.lowering.cost import WORTHWHILE, product_time
-from sparsify.lowering.kernel_costs import Kernel
+from sparsify.lowering.cost import WORTHWHILE, Machine, product_time
+from sparsify.lowering.kernel_costs import Kernel, Memory
 from sparsify.runtime import layouts
 from sparsify.runtime.environment import environment
 from sparsify.runtime.layer_bench import bench_layer, parse_conv, parse_linear
@@ -101,7 +101,7 @@ def measure(seconds: float, quick: bool) -> Iterator[Measured]:
             )
 
 
-def _fit_sparse(rows: Sequence[Measured]) -> tuple[dict[str, Kernel], float]:
+def _fit_sparse(rows: Sequence[Measured], memory: Memory) -> tuple[dict[str, Kernel], float]:
     """Kernel of each layout, packing and call shared; root mean square of the logarithm of the error."""
     names = sorted({row.layout for row in rows}, key=layouts.block_rows)
 
@@ -111,7 +111,7 @@ def _fit_sparse(rows: Sequence[Measured]) -> tuple[dict[str, Kernel], float]:
 
     def errors(x: np.ndarray[Any, Any]) -> list[float]:
         by_name = kernels(x)
-        return [math.log(_sparse(by_name[row.layout], row) / row.sparse) for row in rows]
+        return [math.log(_sparse(by_name[row.layout], memory, row) / row.sparse) for row in rows]
 
     start = np.log([4e3, 0.3] + [90.0, 8.0] * len(names))
     bounds = (
@@ -122,9 +122,9 @@ def _fit_sparse(rows: Sequence[Measured]) -> tuple[dict[str, Kernel], float]:
     return kernels(found.x), float(np.sqrt(np.mean(np.square(errors(found.x)))))
 
 
-def _sparse(kernel: Kernel, row: Measured) -> float:
+def _sparse(kernel: Kernel, memory: Memory, row: Measured) -> float:
     rows = layouts.block_rows(row.layout)
-    return kernel.call + product_time(kernel, row.shape, row.columns, row.entries, rows)
+    return kernel.call + product_time(kernel, memory, row.shape, row.columns, row.entries, rows)
 
 
 def _dense(rate: float, row: Measured) -> float:
@@ -132,7 +132,8 @@ def _dense(rate: float, row: Measured) -> float:
 
 
 def report(rows: Sequence[Measured]) -> dict[str, Any]:
-    """The fitted numbers and what the model says with them."""
+    """The fitted numbers and what the model says with them, memory being what the table says of this CPU."""
+    memory = Machine.here().costs.memory
     busy = [row for row in rows if row.columns >= 64]
     rate = float(np.median([2.0 * math.prod(row.shape) * row.columns / row.dense for row in busy]))
     said: dict[str, Any] = {"dense": round(rate, 1), "measurements": len(rows)}
@@ -140,12 +141,13 @@ def report(rows: Sequence[Measured]) -> dict[str, Any]:
         ("linear", [row for row in rows if len(row.shape) == 2]),
         ("conv", [row for row in rows if len(row.shape) == 4]),
     ):
-        kernels, error = _fit_sparse(taken)
+        kernels, error = _fit_sparse(taken, memory)
         some = next(iter(kernels.values()))
         gains = [
             (
                 row.dense / row.sparse,
-                max(_dense(rate, row), _read(row)) / _sparse(kernels[row.layout], row),
+                max(_dense(rate, row), memory.read(4.0 * math.prod(row.shape)))
+                / _sparse(kernels[row.layout], memory, row),
                 row,
             )
             for row in taken
@@ -162,10 +164,6 @@ def report(rows: Sequence[Measured]) -> dict[str, Any]:
             "left_dense_though_faster": len(missed),
         }
     return said
-
-
-def _read(row: Measured) -> float:
-    return 4.0 * math.prod(row.shape) / 22.0
 
 
 def _worst(gains: Sequence[tuple[float, float, Measured]]) -> dict[str, Any] | None:

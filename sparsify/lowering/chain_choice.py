@@ -21,7 +21,7 @@ from sparsify.lowering.chains import find_regions, with_joined
 from sparsify.lowering.cost import Decision, Machine, Times, columns, times
 from sparsify.lowering.decisions import Match, Request, choose, estimate_all, shapes_asked
 from sparsify.lowering.graph import Graph
-from sparsify.lowering.kernel_costs import CHAIN_STEP, EVENNESS
+from sparsify.lowering.kernel_costs import CHAIN_STEP
 from sparsify.lowering.neighbours import beside_dense
 from sparsify.lowering.rewrite import Packer, rewrite
 from sparsify.lowering.row_cost import time_on_rows
@@ -213,7 +213,8 @@ class _Estimate:
             return min(image, rows) * batch / machine.threads
         height, _ = self._sides(match.output)
         shared = height >= BAND_ROWS * machine.threads or machine.threads == 1
-        at_once = rows * batch / (machine.threads if machine.threads == 1 else EVENNESS * machine.threads)
+        evenness = 1.0 if machine.threads == 1 else machine.costs.evenness
+        at_once = rows * batch / (evenness * machine.threads)
         plain = self._by_itself(match, layout, batch, sides)
         return min(plain, at_once) if shared else plain
 

@@ -3,8 +3,8 @@
 A node is a product of a weight [out, k] with `columns` columns (rows of activations, output pixels). On one
 thread
 
-    dense  = max(2 · out · k · columns / dense rate, 4 · out · k / stream)
-    sparse = call + pack · (held + out) · columns + max(2 · stored · columns / speed, bytes / stream)
+    dense  = max(2 · out · k · columns / dense rate, 4 · out · k / memory)
+    sparse = call + pack · (held + out) · columns + max(2 · stored · columns / speed, bytes / memory)
     speed  = rate · columns / (columns + half)
 
 with the numbers of `kernel_costs`, `stored` the entries that the layout keeps, zeros inside blocks included,
@@ -28,19 +28,16 @@ from sparsify.lowering.graph import Graph
 from sparsify.lowering.kernel_costs import (
     CONVERT,
     COSTS,
-    EVENNESS,
     FAR,
     FAR_PACK,
     FORK,
-    NEAR,
     STEP,
-    STREAM,
-    STREAM_NEAR,
     InstructionSet,
     Kernel,
+    Memory,
 )
 from sparsify.runtime import layouts
-from sparsify.runtime.library import selected_kernel
+from sparsify.runtime.library import selected_kernel, tuned_deep
 
 WORTHWHILE = 1.15
 """Estimated speedup from which a node becomes sparse: the mean over what its columns may be. What is lost by
@@ -71,11 +68,13 @@ class Machine:
         kernel: Instruction set of the kernels, by its name in the kernel table.
         threads: Threads within an operator.
         target: Where files run: a key of `runtime.bench_provider.PROVIDERS`.
+        deep: Whether kernels take the CPU for one that looks far ahead by itself (docs/design/tuning.md).
     """
 
     kernel: str = "avx512"
     threads: int = 1
     target: str = "cpu"
+    deep: bool = False
 
     @classmethod
     def here(cls, threads: int | None = None, target: str = "cpu") -> Machine:
@@ -88,12 +87,13 @@ class Machine:
         Raises:
             RuntimeLibraryError: The native library is missing.
         """
-        return cls(selected_kernel(), threads or 1, target)
+        return cls(selected_kernel(), threads or 1, target, tuned_deep())
 
     @property
     def costs(self) -> InstructionSet:
         """Its row of the cost table."""
-        return COSTS.get(self.kernel, COSTS["scalar"])
+        names = (f"{self.kernel}-deep", self.kernel) if self.deep else (self.kernel,)
+        return next((COSTS[name] for name in names if name in COSTS), COSTS["scalar"])
 
 
 @dataclass(frozen=True)
@@ -261,20 +261,25 @@ def times(
     entries = layouts.stored(candidate.weight, layout) if stored is None else stored
     costs = machine.costs
     kernel = (costs.linear if candidate.geometry is None else costs.conv)[layout]
-    dense = max(2.0 * outputs * k * size / costs.dense, _stream(4.0 * outputs * k))
-    sparse = product_time(kernel, candidate.weight.shape, size, entries, layouts.block_rows(layout))
+    dense = max(2.0 * outputs * k * size / costs.dense, costs.memory.read(4.0 * outputs * k))
+    block_rows = layouts.block_rows(layout)
+    sparse = product_time(kernel, costs.memory, candidate.weight.shape, size, entries, block_rows)
     sparse += STEP * size * (inputs * len(candidate.before) + outputs * len(candidate.after))
     sparse += CONVERT * size * (inputs * _steps(candidate) * converted[0] + outputs * converted[1])
     if machine.threads == 1:
         return Times(dense, kernel.call + sparse)
-    return Times(FORK + dense / machine.threads, kernel.call + FORK + sparse / (EVENNESS * machine.threads))
+    used = costs.evenness * machine.threads
+    return Times(FORK + dense / machine.threads, kernel.call + FORK + sparse / used)
 
 
-def product_time(kernel: Kernel, shape: Sequence[int], size: int, entries: int, block_rows: int) -> float:
+def product_time(
+    kernel: Kernel, memory: Memory, shape: Sequence[int], size: int, entries: int, block_rows: int
+) -> float:
     """ns that a sparse kernel takes for a product, on one thread and without the call.
 
     Args:
         kernel: Its costs.
+        memory: Where weights come from.
         shape: Of the weight, [out, in, *taps].
         size: Number of columns.
         entries: Stored entries.
@@ -286,7 +291,7 @@ def product_time(kernel: Kernel, shape: Sequence[int], size: int, entries: int, 
         held = inputs * min(math.prod(taps), taps[0] + 1)
     paid = -(-size // kernel.group) * kernel.group
     speed = kernel.rate * paid / (paid + kernel.half)
-    read = _stream((4.0 + 2.0 / block_rows) * entries)
+    read = memory.read((4.0 + 2.0 / block_rows) * entries)
     pack = kernel.pack * (held + outputs) * size
     if taps and 4.0 * (inputs + outputs) * size > FAR:
         pack *= FAR_PACK
@@ -296,11 +301,6 @@ def product_time(kernel: Kernel, shape: Sequence[int], size: int, entries: int, 
 def _steps(candidate: Candidate) -> int:
     """Input pixels for each output pixel of a convolution."""
     return 1 if candidate.geometry is None else math.prod(candidate.geometry.strides)
-
-
-def _stream(size: float) -> float:
-    """ns that reading a weight of so many bytes takes."""
-    return size / (STREAM_NEAR if size <= NEAR else STREAM)
 
 
 def columns(candidate: Candidate, graph: Graph, shapes: Sequence[Shapes] = ()) -> tuple[int, ...]:

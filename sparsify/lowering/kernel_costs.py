@@ -2,13 +2,18 @@
 
 Only ratios of these decide, and they carry over between machines of one instruction set better than times do.
 
-Where they come from: one thread of a 2.5 GHz AVX-512 server core with two FMA units, float32, beside ONNX
-Runtime 1.31 in the same process and in alternating blocks.
+Where they come from: one thread of a 2.5 GHz AVX-512 server core with two FMA units (avx512-deep: a newer one
+with AMX at 3.2 to 3.8 GHz), float32, beside ONNX Runtime 1.31 in the same process and in alternating blocks.
 
 - avx512: `python -m benchmarks.kernel_costs`, 420 comparisons of 20 layers in every layout (convolutions in
   blocks of 8 stand between 4 and 16), densities 0.1, 0.25, 0.5: docs/results/cpu/kernel_costs.json. Met to
   13 % (linear) and 17 % (convolutions, root mean square of the logarithm). A threshold of 1.15 makes 351
   sparse, the slowest 1.08× as fast as dense, and leaves 42 dense that would gain a tenth or more.
+- avx512-deep, for CPUs that kernels are tuned for as deep (docs/design/tuning.md): the same measurements
+  there, docs/results/cpu-amx/kernel_costs.json. Met to 17 %; 371 become sparse, the slowest 1.08× as fast as
+  dense, and 21 stay dense that would gain 15 % or more. Rows: chains of three and four convolutions on maps
+  of 56², 28² and 14² at densities 0.1 to 0.3, met within a fifth. Two threads: kernels kept 0.65 to 1.3 of
+  what dense products gained, 0.9 and more nearly wherever the work took 0.1 ms.
 - avx512 and avx2, convolutions on rows: the 18 shapes of ResNet-50's first three stages at densities 0.1 and
   0.2, every layout: 36 times each, met within a sixth.
 - avx2: 3072→768 at density 0.1 and 512→512 at 0.25, 1, 4, 16 and 128 rows, and convolutions, with the AVX2
@@ -21,14 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-STREAM = 22.0
-"""Bytes/ns at which weights are read that are used once and come from the last cache or memory."""
-
-STREAM_NEAR = 38.0
-"""The same for weights of at most `NEAR` bytes, which stay in the second cache."""
-
-NEAR = 1 << 20
 
 STEP = 0.5
 """ns an element of a node around the sparse one that brings float16, or a transposed input, into its form."""
@@ -47,9 +44,6 @@ FORK = 3e3
 
 CHAIN_STEP = 2e3
 """ns that a convolution inside a chain costs whatever its size, in place of a node's call."""
-
-EVENNESS = 0.85
-"""Share of the threads' work that sparse kernels make use of, relative to dense ones, from two threads on."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +81,25 @@ class RowKernel:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """How fast weights are read that are used once, in bytes/ns.
+
+    Attributes:
+        far: From the last cache or memory.
+        near: From the second cache.
+        kept: Bytes of weights that stay in the second cache, at most.
+    """
+
+    far: float = 22.0
+    near: float = 38.0
+    kept: int = 1 << 20
+
+    def read(self, size: float) -> float:
+        """ns that reading a weight of so many bytes takes."""
+        return size / (self.near if size <= self.kept else self.far)
+
+
+@dataclass(frozen=True)
 class InstructionSet:
     """Costs on CPUs of one instruction set.
 
@@ -95,12 +108,17 @@ class InstructionSet:
         linear: Kernel of each layout for linear layers.
         conv: Kernel of each layout for convolutions.
         rows: Convolutions on rows inside chains; None where they were not measured.
+        memory: Where weights come from.
+        evenness: Share of the threads' work that sparse kernels make use of, relative to dense ones, from two
+            threads on.
     """
 
     dense: float
     linear: Mapping[str, Kernel]
     conv: Mapping[str, Kernel]
     rows: RowKernel | None = None
+    memory: Memory = Memory()
+    evenness: float = 0.85
 
 
 def _kernels(
@@ -137,6 +155,38 @@ COSTS: Mapping[str, InstructionSet] = {
         rows=RowKernel(
             3.5, {"csr": 0.45, "blocks-2": 0.73, "blocks-4": 1.2, "blocks-8": 2.3, "blocks-16": 4.6}
         ),
+    ),
+    "avx512-deep": InstructionSet(
+        dense=167.0,
+        linear=_kernels(
+            2.5e3,
+            0.197,
+            {
+                "csr": (121.0, 8.4),
+                "blocks-2": (152.0, 13.5),
+                "blocks-4": (183.0, 9.2),
+                "blocks-8": (195.0, 5.2),
+                "blocks-16": (175.0, 2.8),
+            },
+        ),
+        conv=_kernels(
+            3.8e3,
+            0.108,
+            {
+                "csr": (110.0, 10.1),
+                "blocks-2": (146.0, 10.9),
+                "blocks-4": (154.0, 4.3),
+                "blocks-8": (149.0, 4.5),
+                "blocks-16": (144.0, 4.7),
+            },
+        ),
+        rows=RowKernel(
+            6.4,
+            {"csr": 0.28, "blocks-2": 0.46, "blocks-4": 0.73, "blocks-8": 1.5, "blocks-16": 3.0},
+            edge=1.0,
+        ),
+        memory=Memory(28.0, 96.0, 3 << 19),
+        evenness=0.9,
     ),
     "avx2": InstructionSet(
         dense=85.0,

@@ -6,7 +6,7 @@ nothing else stays free of them, so one of the projections around it must have b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -73,10 +73,8 @@ def _against(
     consumed: Collection[int],
     target: str,
 ) -> str | None:
-    sparse = match.output in reads or any(
-        _comes_from(graph, name, makes) for name in (match.q, match.k, match.v)
-    )
-    if not sparse:
+    projected = (_source(graph, name, makes) for name in (match.q, match.k, match.v))
+    if match.output not in reads and not any(projected):
         return "none of the projections around it became sparse"
     if target != "cpu":
         return f"there is no such operator for {target}"
@@ -87,16 +85,36 @@ def _against(
     return None
 
 
-def _comes_from(graph: Graph, name: str, makes: Collection[str]) -> bool:
-    """Whether a value is one of `makes`, or a part of one."""
+def beside_attention(graph: Graph, candidates: Sequence[Candidate]) -> frozenset[int]:
+    """Indices of the projections around attentions that become one operator if one of these becomes sparse.
+
+    Args:
+        graph: Index of the source model.
+        candidates: What may become sparse on a CPU.
+
+    Raises:
+        RuntimeLibraryError: There is no native library.
+    """
+    made = {candidate.output: candidate.index for candidate in candidates}
+    found: set[int] = set()
+    for match in match_attentions(graph):
+        if isinstance(match, Attention) and has_attention():
+            sources = (_source(graph, name, made) for name in (match.q, match.k, match.v))
+            found |= {made[name] for name in sources if name is not None}
+            found |= {candidate.index for candidate in candidates if candidate.x == match.output}
+    return frozenset(found)
+
+
+def _source(graph: Graph, name: str, makes: Collection[str]) -> str | None:
+    """The one of `makes` that a value is, or is a part of."""
     for _ in range(_FAR):
         if name in makes:
-            return True
+            return name
         node = graph.nodes[graph.producer[name]] if name in graph.producer else None
         if node is None or node.domain not in STANDARD or node.op_type not in _BETWEEN:
-            return False
+            return None
         name = node.input[0]
-    return False
+    return None
 
 
 def _said(match: Attention) -> str:

@@ -43,6 +43,10 @@ WORTHWHILE = 1.15
 """Estimated speedup from which a node becomes sparse: the mean over what its columns may be. What is lost by
 caution is found again by tuning."""
 
+BESIDE_ATTENTION = 1.0
+"""The same for projections around an attention that becomes one operator if one of them is sparse: that saves
+more than they may lose."""
+
 ACCEPTABLE = 1.0
 """Estimated speedup that a sparse node must keep at every number of columns."""
 
@@ -151,6 +155,7 @@ def decide(
     forced: str | None = None,
     shapes: Sequence[Shapes] = (),
     converted: tuple[bool, bool] = (False, False),
+    worthwhile: float = WORTHWHILE,
 ) -> Decision:
     """Chooses between dense and the layouts that fit the weight.
 
@@ -161,6 +166,7 @@ def decide(
         forced: Layout to take whatever the estimate says, or "dense".
         shapes: Shapes of the graph's values at the sizes to decide for; without them, what the file says.
         converted: Whether a convolution's input comes from dense ones, and its output goes to some.
+        worthwhile: Estimated speedup from which it becomes sparse.
     """
     if forced is not None:
         return Decision(None if forced == "dense" else forced, f"{forced} was asked for")
@@ -179,10 +185,12 @@ def decide(
     }
     best = max(gains, key=lambda layout: mean_gain(gains[layout]))
     others = ", ".join(f"{name} {mean_gain(gains[name]):.1f}×" for name in gains if name != best)
-    if pays(gains[best]):
+    if pays(gains[best], worthwhile):
         reason = f"estimated {mean_gain(gains[best]):.1f}× as fast as dense as {best} {where}"
+        if not pays(gains[best]):
+            reason += ", and the attention beside it becomes one operator"
         return Decision(best, reason + (f" ({others})" if others else ""))
-    return Decision(None, _why_dense(candidate, estimate, sizes, gains[best], where))
+    return Decision(None, _why_dense(candidate, estimate, sizes, gains[best], where, worthwhile))
 
 
 def _why_dense(
@@ -191,17 +199,18 @@ def _why_dense(
     sizes: Sequence[int],
     gains: Sequence[float],
     where: str,
+    worthwhile: float,
 ) -> str:
-    if estimate(sizes[-1], stored=0).speedup < WORTHWHILE:
+    if estimate(sizes[-1], stored=0).speedup < worthwhile:
         return f"too small: the call and moving its inputs would cost more than the zeros save, {where}"
-    if mean_gain(gains) >= WORTHWHILE:
+    if mean_gain(gains) >= worthwhile:
         worst = min(range(len(sizes)), key=lambda index: gains[index])
         slow = f"{gains[worst]:.2f}× as fast as dense on {span(candidate, sizes[worst : worst + 1])}"
         return f"estimated {slow}, though faster on others, {where}"
     said = f"estimated {mean_gain(gains):.2f}× as fast as dense {where}"
     for percent in range(60, 0, -5):
         stored = percent * candidate.weight.size // 100
-        if pays([estimate(size, stored=stored).speedup for size in sizes]):
+        if pays([estimate(size, stored=stored).speedup for size in sizes], worthwhile):
             return f"{said}; it would pay from a density of about {percent / 100:.2f}"
     return said
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import onnxruntime
 
 from sparsify.errors import UserError
+from sparsify.lowering.attention_fusion import beside_attention
 from sparsify.lowering.candidate import Array, Candidate, LeftAlone
-from sparsify.lowering.cost import Decision, Machine, decide
+from sparsify.lowering.cost import BESIDE_ATTENTION, WORTHWHILE, Decision, Machine, decide
 from sparsify.lowering.epilogue import fuse
 from sparsify.lowering.gpu_cost import decide_gpu
 from sparsify.lowering.graph import Graph
@@ -118,7 +119,10 @@ def estimate_all(
     shapes: Sequence[Mapping[str, tuple[int, ...]]],
     machine: Machine,
 ) -> dict[int, Decision]:
-    """Decisions by estimate; each convolution that stays dense makes its sparse neighbours dearer.
+    """Decisions by estimate, of which some make others cheaper or dearer.
+
+    Each convolution that stays dense costs its sparse neighbours a conversion; projections around an
+    attention that can become one operator need not gain by themselves.
 
     Args:
         graph: Index of the source model.
@@ -128,7 +132,11 @@ def estimate_all(
     """
     if machine.target == "cuda":
         return {match.index: decide_gpu(match, graph, shapes) for match in candidates}
-    decisions = {match.index: decide(match, graph, machine, shapes=shapes) for match in candidates}
+    projections = beside_attention(graph, candidates)
+    decisions = {}
+    for match in candidates:
+        worthwhile = BESIDE_ATTENTION if match.index in projections else WORTHWHILE
+        decisions[match.index] = decide(match, graph, machine, shapes=shapes, worthwhile=worthwhile)
     known: dict[int, tuple[bool, bool]] = {}
     while True:
         sparse = {index for index, decision in decisions.items() if decision.layout is not None}

@@ -13,7 +13,11 @@ from onnx import helper, numpy_helper
 from sparsify.lowering import attention_fusion, lower
 from sparsify.lowering.attention_masks import spread
 from sparsify.lowering.attention_shapes import sizes_in
+from sparsify.lowering.candidate import Candidate
+from sparsify.lowering.cost import Machine
+from sparsify.lowering.decisions import estimate_all
 from sparsify.lowering.graph import Graph
+from sparsify.lowering.matching import match_all
 from sparsify.runtime import Session
 from sparsify.runtime.zero_filled import zero_filled
 from tests.lowering.attention_graphs import PLAIN, Spelling, changed, half, with_outputs
@@ -148,6 +152,23 @@ def test_one_sparse_layer_elsewhere_is_not_enough(tmp_path):
     assert "SparseLinear" in operators(result)
     assert "Attention" not in operators(result)
     assert "none of the projections" in report.attention[0].reason
+
+
+def test_projections_that_gain_little_become_sparse_for_the_attention_between_them(monkeypatch):
+    shape = (384, 384)
+    weights = {f"w{i}": sparse_array(*shape, seed=ord(i), density=0.5) for i in "qkvo"}
+    graph = Graph(Spelling(heads=6, size=64, length=128, constants=weights).build())
+    candidates = [match for match in match_all(graph) if isinstance(match, Candidate)]
+    machine, sizes = Machine("avx512", 2), [{candidate.output: (1, 128, 384) for candidate in candidates}]
+
+    def decided():
+        return list(estimate_all(graph, candidates, sizes, machine).values())
+
+    beside = decided()
+    assert [decision.layout for decision in beside] == ["csr"] * 4
+    assert all("attention beside it becomes one operator" in decision.reason for decision in beside)
+    monkeypatch.setattr(attention_fusion, "has_attention", lambda: False)
+    assert [decision.layout for decision in decided()] == [None] * 4
 
 
 def test_parts_of_one_sparse_projection_count(tmp_path):

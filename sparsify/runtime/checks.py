@@ -134,6 +134,7 @@ def _kernel() -> Check:
         return Check("kernel", False, f"SPARSIFY_TUNE_FOR is {wished!r}", advice)
     caches = " and ".join(f"{library.tuned_cache(level) >> 10} KB" for level in (1, 2))
     detail = f"{library.selected_kernel()} of {', '.join(supported)}, tuned for {library.tuning()} ({caches})"
+    detail += f", {library.available_cores()} cores"
     if forced is None and supported == ["scalar"]:
         return Check("kernel", True, detail, "this CPU has no vector kernels yet: expect no speedup")
     return Check("kernel", True, detail + (" (forced by SPARSIFY_KERNEL)" if forced else ""))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparsify.errors import RuntimeLibraryError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 ENVIRONMENT_VARIABLE = "SPARSIFY_LIBRARY"
 _ADVICE = "install the package with `pip install .` (this needs a C++17 compiler), or set SPARSIFY_LIBRARY"
 
@@ -62,6 +62,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "tuning": (c_char_p, ()),
     "tuned_cache": (c_int64, (c_int32,)),
     "tuned_deep": (c_int32, ()),
+    "count_cores": (c_int32, (c_char_p, POINTER(c_int32), c_int32)),
+    "available_cores": (c_int32, ()),
     "kernel_count": (c_int32, ()),
     "kernel_name": (c_char_p, (c_int32,)),
     "kernel_supported": (c_int32, (c_int32,)),
@@ -166,6 +168,11 @@ def tuned_cache(level: int) -> int:
 def tuned_deep() -> bool:
     """Whether kernels take this CPU for one that looks far ahead by itself (Ice Lake, Zen 4 and later)."""
     return bool(load().sparsify_tuned_deep())
+
+
+def available_cores() -> int:
+    """Cores that this process may run on: what operators take for a session's threads if it does not say."""
+    return int(load().sparsify_available_cores())
 
 
 def kernels() -> dict[str, bool]:

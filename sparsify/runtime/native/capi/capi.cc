@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../base/cores.h"
 #include "../base/cpu.h"
 #include "../base/tuning.h"
 #include "../kernels/api.h"
@@ -33,7 +34,7 @@ struct sparsify_conv {
 
 namespace {
 
-constexpr int32_t kAbiVersion = 4;
+constexpr int32_t kAbiVersion = 5;
 
 }  // namespace
 
@@ -49,6 +50,12 @@ int64_t sparsify_tuned_cache(int32_t level) {
 }
 
 int32_t sparsify_tuned_deep(void) { return sparsify::Tuned().deep ? 1 : 0; }
+
+int32_t sparsify_count_cores(const char* folder, const int32_t* processors, int32_t count) {
+  return sparsify::CountCores(folder, std::vector<int>(processors, processors + count));
+}
+
+int32_t sparsify_available_cores(void) { return sparsify::AvailableCores(); }
 
 int32_t sparsify_kernel_count(void) { return static_cast<int32_t>(sparsify::KernelCount()); }
 

@@ -50,6 +50,10 @@ SPARSIFY_API const char* sparsify_cpu_flags(void); /* space-separated */
 SPARSIFY_API const char* sparsify_tuning(void);
 SPARSIFY_API int64_t sparsify_tuned_cache(int32_t level);
 SPARSIFY_API int32_t sparsify_tuned_deep(void);
+/* Cores among logical processors, told apart by what a folder like /sys/devices/system/cpu says, 0 where it
+   does not; and those that this process may run on, which a session is taken to have threads for. */
+SPARSIFY_API int32_t sparsify_count_cores(const char* folder, const int32_t* processors, int32_t count);
+SPARSIFY_API int32_t sparsify_available_cores(void);
 SPARSIFY_API int32_t sparsify_kernel_count(void);
 SPARSIFY_API const char* sparsify_kernel_name(int32_t index);
 SPARSIFY_API int32_t sparsify_kernel_supported(int32_t index);

@@ -2,16 +2,16 @@
 //
 // A domain is made once per process for each choice of options and lives until the process ends: ONNX Runtime
 // keeps pointers to its operators. No slot of the ABI tells an operator how many threads its session has, so
-// the session's configuration may ("ai.sparsify.threads"); else it is taken to be the machine's. What tensor
-// cores may round to is in "ai.sparsify.cuda_precision", else in SPARSIFY_CUDA_PRECISION.
+// the session's configuration may ("ai.sparsify.threads"); else it is taken to have one for each core. What
+// tensor cores may round to is in "ai.sparsify.cuda_precision", else in SPARSIFY_CUDA_PRECISION.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <tuple>
 
+#include "../base/cores.h"
 #include "abi.h"
 #include "attention.h"
 #include "conv_chain.h"
@@ -68,10 +68,8 @@ cuda::Precision SessionPrecision(const OrtApi& api, const OrtSessionOptions* opt
 }
 
 int SessionThreads(const OrtApi& api, const OrtSessionOptions* options) {
-  const int machine = static_cast<int>(std::thread::hardware_concurrency());
-  int threads = machine > 0 ? machine : 1;
   std::string text;
-  if (!SessionEntry(api, options, kThreadsKey, &text)) return threads;
+  if (!SessionEntry(api, options, kThreadsKey, &text)) return AvailableCores();
   char* end = nullptr;
   const long value = std::strtol(text.c_str(), &end, 10);
   if (end == text.c_str() || *end != '\0' || value < 1 || value > 4096) {

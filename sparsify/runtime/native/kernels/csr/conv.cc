@@ -254,7 +254,8 @@ class CsrConv final : public ConvKernel {
     }
     const PanelPlan& plan = panel_plans_.For(images * g.pixels(), parallel.threads);
     const int64_t pixels = images * g.pixels();
-    const PanelTasks tasks(plan, pixels, parallel.threads, WideColumns(plan, pixels, parallel.threads, 1));
+    PanelTasks tasks(plan, pixels, parallel.threads, WideColumns(plan, pixels, parallel.threads, 1));
+    tasks.apart = g.pixels() % kGroup != 0;
     RunPanels(isa_, plan, matrix_, tasks, parallel, rest, [&](int64_t, int64_t first, int64_t columns) {
       return PixelEnds{isa_, source, epilogue, y, g.pixels(), Pixels(attributes_, g, first, columns)};
     });

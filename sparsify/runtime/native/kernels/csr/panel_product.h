@@ -190,6 +190,9 @@ struct PanelTasks {
   int64_t panel_floats;  // waiting sums of a strip
   // Of each share of the rows: parts of the plan between two of these have their sums wait together.
   std::vector<std::vector<int>> cuts;
+  // Threads keep a share through all panels, instead of most of a panel through all shares: for outputs where
+  // panels meet inside cache lines.
+  bool apart = false;
   bool kept_tiles;
   int64_t tiles;
   int64_t tile_floats;
@@ -233,7 +236,8 @@ void RunPanels(const Isa& isa, const PanelPlan& plan, const Matrix& matrix, cons
   RunTasks(parallel, tasks.workers, tasks.panels * tasks.shares, [&](int64_t worker, int64_t task) {
     float* tiles = reinterpret_cast<float*>(memory + static_cast<size_t>(worker) * tasks.worker_bytes);
     float* sums = tiles + tasks.tiles * tasks.tile_floats;
-    const int64_t share = task / tasks.panels, panel = task % tasks.panels;
+    const int64_t share = tasks.apart ? task / tasks.panels : task % tasks.shares;
+    const int64_t panel = tasks.apart ? task % tasks.panels : task / tasks.shares;
     const int64_t run = panel / tasks.run_panels, index = panel % tasks.run_panels;
     const int64_t first_column = PanelTasks::Begin(tasks.columns, index, tasks.run_panels);
     const int64_t columns = PanelTasks::Begin(tasks.columns, index + 1, tasks.run_panels) - first_column;

@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failures = training.failures
     folder.mkdir(parents=True, exist_ok=True)
     document = args.output.with_suffix(".md")
-    found = tables.report(ledger, folder, document if document.exists() and not args.quick else None)
+    takes_tables = document.exists() and "<!-- table: " in document.read_text(encoding="utf-8")
+    found = tables.report(ledger, folder, document if takes_tables and not args.quick else None)
     _summarise(ledger, folder, found)
     for cell, reason in failures.items():
         print(f"failed: {tables.label(cell)}: {reason}", file=sys.stderr)

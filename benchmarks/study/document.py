@@ -20,14 +20,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def refresh(document: Path, contents: Mapping[str, str]) -> None:
     """Replaces what stands between `<!-- table: NAME -->` and the next `<!-- end -->`, for every name.
 
-    A document with no place for any table is left as it is.
-
     Raises:
-        ValueError: The document lacks one of the places; nothing is written then.
+        ValueError: The document has no such place; nothing is written then.
     """
     text = document.read_text()
-    if "<!-- table: " not in text:
-        return
     for name, content in contents.items():
         head, mark, rest = text.partition(f"<!-- table: {name} -->\n")
         _, end, tail = rest.partition("<!-- end -->")

@@ -16,13 +16,6 @@ def test_tables_replace_what_stands_in_their_places(tmp_path):
     assert document.read_text() == PLACES.replace("old\n", "\n| new |\n\n")
 
 
-def test_a_document_without_any_place_is_left_alone(tmp_path):
-    document = tmp_path / "page.md"
-    document.write_text("# Page\n")
-    refresh(document, {"one": "| new |"})
-    assert document.read_text() == "# Page\n"
-
-
 def test_a_place_that_is_missing_is_an_error_and_nothing_is_written(tmp_path):
     document = tmp_path / "page.md"
     document.write_text(PLACES)

@@ -13,8 +13,8 @@ with AMX at 3.2 to 3.8 GHz), float32, beside ONNX Runtime 1.31 in the same proce
   there, docs/results/cpu-amx/kernel_costs.json. Met to 17 %; 371 become sparse, the slowest 1.08× as fast as
   dense, and 21 stay dense that would gain 15 % or more. Rows: chains of three and four convolutions on maps
   of 56², 28² and 14² at densities 0.1 to 0.3, met within a fifth; `edge` stays, as only in a network do outer
-  maps come from far. Two threads: kernels kept 0.65 to 1.5 of what dense products gained, 0.85 and more nearly
-  wherever the work took 0.1 ms.
+  maps come from far. Two threads: kernels kept 0.65 to 1.5 of what dense products gained, 0.85 and more
+  nearly wherever the work took 0.1 ms.
 - avx512 and avx2, convolutions on rows: the 18 shapes of ResNet-50's first three stages at densities 0.1 and
   0.2, every layout: 36 times each, met within a sixth.
 - avx2: 3072→768 at density 0.1 and 512→512 at 0.25, 1, 4, 16 and 128 rows, and convolutions, with the AVX2

@@ -132,8 +132,10 @@ class PoolPadding:
         self._at = {index: pool for pool in pools for index in pool.nodes}
         self._renamed: dict[str, str] = {}
 
-    def __contains__(self, index: int) -> bool:
-        return index in self._at
+    @property
+    def indices(self) -> set[int]:
+        """Indices of all nodes that are made anew."""
+        return set(self._at)
 
     def nodes(self, index: int) -> list[onnx.NodeProto]:
         """The nodes that stand for one of a found pooling's, which are asked for in the file's order."""

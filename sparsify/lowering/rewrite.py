@@ -72,6 +72,7 @@ def rewrite(
     placed = {max(candidate.consumed): (candidate, layout) for candidate, layout in chosen.values()}
     attention = {match.place: match for match in find_fusions(graph, chosen, target=target).fused}
     padding = PoolPadding(graph, padded_pools(graph, chosen, target=target), emitter.constants)
+    padded = padding.indices
     nodes: list[onnx.NodeProto] = []
     for index, node in enumerate(graph.nodes):
         if index in placed:
@@ -79,12 +80,12 @@ def rewrite(
             nodes.extend(emitter.nodes(candidate, packer.pack(candidate, layout)))
         elif index in attention:
             nodes.append(attention_node(attention[index]))
-        elif index in padding:
+        elif index in padded:
             nodes.extend(padding.nodes(index))
         elif index not in replaced:
             nodes.append(node)
     emitter.infos.extend(padding.infos)
-    return _assemble(graph, _drop_dead(graph, nodes, replaced | set(attention)), emitter)
+    return _assemble(graph, _drop_dead(graph, nodes, replaced | set(attention) | padded), emitter)
 
 
 def padded_pools(

@@ -17,19 +17,18 @@ from sparsify.lowering.pool_padding import find_padded_pools
 from sparsify.runtime import Session
 from tests.lowering.graphs import model, node, operators, sparse_array
 
-STEM = np.random.default_rng(5)
-
 
 @pytest.fixture(autouse=True)
 def sixteen(monkeypatch):
     monkeypatch.setattr(rewrite, "block_of_channels", lambda: 16)
 
 
-def stem_model(channels=20, inputs=3, between=("Relu",), pool="MaxPool", reader=None, group=1, **more):
+def stem_model(channels=20, inputs=3, between=("Relu",), pool="MaxPool", group=1, **more):
     """Convolution, channel-wise operators, pooling, and a sparse convolution that adds the pooled map."""
+    generator = np.random.default_rng(5)
     constants = {
-        "w": STEM.standard_normal((channels, inputs // group, 3, 3)).astype(np.float32),
-        "b": STEM.standard_normal(channels).astype(np.float32),
+        "w": generator.standard_normal((channels, inputs // group, 3, 3)).astype(np.float32),
+        "b": generator.standard_normal(channels).astype(np.float32),
         "w2": sparse_array(channels, channels, 3, 3),
         **{name: np.full(channels, value, np.float32) for name, value in (("s", 2), ("h", 3), ("v", 0.5))},
     }
@@ -94,6 +93,15 @@ def test_channels_are_padded_and_cut_behind_the_pooling(tmp_path, between, pool)
 def test_others_stay_as_they_are(tmp_path, options):
     result = lowered(stem_model(**options), tmp_path)
     assert "Slice" not in operators(result) and "SparseConv" in operators(result)
+
+
+def test_what_only_made_the_weight_goes_with_it(tmp_path):
+    built = stem_model()
+    built.graph.node[0].input[1] = "kept"
+    built.graph.node.insert(0, node("Identity", ["w"], "kept"))
+    result = lowered(built, tmp_path)
+    assert operators(result) == ["Conv", "Relu", "MaxPool", "Slice", "SparseConv"]
+    assert "w" not in {tensor.name for tensor in result.graph.initializer}
 
 
 def test_a_pooling_that_nothing_sparse_reads_stays(tmp_path):

@@ -52,6 +52,7 @@ int64_t sparsify_tuned_cache(int32_t level) {
 int32_t sparsify_tuned_deep(void) { return sparsify::Tuned().deep ? 1 : 0; }
 
 int32_t sparsify_count_cores(const char* folder, const int32_t* processors, int32_t count) {
+  if (folder == nullptr || processors == nullptr || count < 1) return 0;
   return sparsify::CountCores(folder, std::vector<int>(processors, processors + count));
 }
 

@@ -234,11 +234,13 @@ class CsrConv final : public ConvKernel {
       source = copy;
       rest += CopyBytes(g, images);
     }
+    const bool apart = g.pixels() % kGroup != 0;  // planes are no whole lines
     const FlatShape shape(g);
     if (PrefersFlat(shape, g, matrix_, images)) {
       const auto plan = panel_plans_.ForFlat(shape.tile, shape.width, parallel.threads);
       const int64_t wide = WideColumns(*plan, shape.columns, parallel.threads, images);
-      const PanelTasks tasks(*plan, shape.columns, parallel.threads, wide, images);
+      PanelTasks tasks(*plan, shape.columns, parallel.threads, wide, images);
+      tasks.apart = apart;
       RunPanels(isa_, *plan, matrix_, tasks, parallel, rest,
                 [&](int64_t image, int64_t first, int64_t columns) {
                   return FlatEnds{isa_,
@@ -255,7 +257,7 @@ class CsrConv final : public ConvKernel {
     const PanelPlan& plan = panel_plans_.For(images * g.pixels(), parallel.threads);
     const int64_t pixels = images * g.pixels();
     PanelTasks tasks(plan, pixels, parallel.threads, WideColumns(plan, pixels, parallel.threads, 1));
-    tasks.apart = g.pixels() % kGroup != 0;
+    tasks.apart = apart;
     RunPanels(isa_, plan, matrix_, tasks, parallel, rest, [&](int64_t, int64_t first, int64_t columns) {
       return PixelEnds{isa_, source, epilogue, y, g.pixels(), Pixels(attributes_, g, first, columns)};
     });
